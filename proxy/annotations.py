@@ -1,0 +1,74 @@
+"""The annotations under ``vipd/`` that a Service may carry.
+
+Lives here: their names, their grammar, what may be in them. Must not: know any other field.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from vipd.proxy.decode_fields import FieldError, address, is_name, shown
+from vipd.proxy.model import Algorithm
+
+PREFIX = "vipd/"
+ALGORITHM = "vipd/algorithm"
+WEIGHTS = "vipd/weights"
+MAX_WEIGHT = 100
+"""An endpoint of weight w holds w slots, so a weight is also a size."""
+_KNOWN: Mapping[str, None] = MappingProxyType({ALGORITHM: None, WEIGHTS: None})
+_NUMBER = re.compile(r"[0-9]{1,3}\Z", re.ASCII)
+
+
+def algorithm_and_weights(
+    annotations: Mapping[str, str],
+) -> tuple[Algorithm, tuple[tuple[str, int], ...]]:
+    """Return what the annotations of a Service ask for; FieldError for a wrong or unknown one.
+
+    A name under ``vipd/`` that is not known is an error: a typo must not be silent.
+    """
+    for name in annotations:
+        if name.startswith(PREFIX) and name not in _KNOWN:
+            raise FieldError(_field(name), f"is not known; there are {', '.join(_KNOWN)}")
+    algorithm = Algorithm.RANDOM
+    if (text := annotations.get(ALGORITHM)) is not None:
+        try:
+            algorithm = Algorithm(text.strip())
+        except ValueError as error:
+            allowed = ", ".join(each.value for each in Algorithm)
+            raise FieldError(_field(ALGORITHM), f"{shown(text)} is not one of {allowed}") from error
+    text = annotations.get(WEIGHTS)
+    return algorithm, () if text is None else _weights(text)
+
+
+def _weights(text: str) -> tuple[tuple[str, int], ...]:
+    """Return (endpoint address or pod name, weight) from ``10.0.0.1=3, pod-a=2``."""
+    weights: dict[str, int] = {}
+    for entry in text.split(","):
+        who, equals, number = (part.strip() for part in entry.partition("="))
+        if not equals or not who:
+            raise FieldError(_field(WEIGHTS), f"{shown(entry.strip())} is not 'endpoint=weight'")
+        if not _NUMBER.match(number) or not 1 <= int(number) <= MAX_WEIGHT:
+            raise FieldError(
+                _field(WEIGHTS), f"the weight of {shown(who)} is {shown(number)}, not 1-{MAX_WEIGHT}"
+            )
+        who = _endpoint(who)
+        if who in weights:
+            raise FieldError(_field(WEIGHTS), f"{shown(who)} stands there twice")
+        weights[who] = int(number)
+    return tuple(weights.items())
+
+
+def _endpoint(who: str) -> str:
+    """Return an address in its usual spelling, or a pod's name as it is."""
+    try:
+        return str(address(who))
+    except ValueError as error:
+        if ":" in who or not is_name(who) or not any(letter.isalpha() for letter in who):
+            raise FieldError(
+                _field(WEIGHTS), f"{shown(who)} is neither an endpoint address nor a pod name"
+            ) from error
+        return who
+
+
+def _field(name: str) -> str:
+    return f'metadata.annotations["{name}"]'

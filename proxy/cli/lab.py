@@ -1,0 +1,147 @@
+"""`vipd lab`: a playground of network namespaces, from the command line.
+
+Lives here: the commands and how their results are printed. Must not: know how a lab is built
+(vipd.bench.lab). What a command needs is imported inside it: `vipd --help` stays quick.
+Exit codes: 0 done, 1 failed, 2 wrong usage; `exec` ends as the command in the lab did.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from vipd.bench.lab import HostStatus
+
+_DEFAULT_PREFIX = "vipd-lab"
+
+_prefix = click.option(
+    "--prefix",
+    default=_DEFAULT_PREFIX,
+    show_default=True,
+    metavar="NAME",
+    help="Namespaces are called NAME-HOST; several labs can stand side by side.",
+)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn an error of the lab into one line on standard error and exit code 1."""
+    from vipd.bench.lab_errors import LabError
+
+    try:
+        yield
+    except LabError as failure:
+        raise click.ClickException(str(failure)) from failure
+
+
+@click.group()
+def lab() -> None:
+    """A playground of network namespaces: a node, clients, an outside host, six pods."""
+
+
+@lab.command()
+@_prefix
+def up(prefix: str) -> None:
+    """Build the lab, or repair it; nothing happens where it is complete."""
+    from vipd.bench.lab import Lab
+
+    with _reported():
+        changed = Lab(prefix).up()
+    click.echo(f"lab {prefix} is up" if changed else f"lab {prefix} was up already")
+    option = "" if prefix == _DEFAULT_PREFIX else f" --prefix {prefix}"
+    click.echo(f"  vipd lab status{option}")
+    click.echo(f"  vipd lab exec{option} client-1 curl -s http://10.244.1.21:8080/")
+
+
+@lab.command()
+@_prefix
+def down(prefix: str) -> None:
+    """Kill what runs in the lab and remove every trace of it."""
+    from vipd.bench.lab import Lab
+
+    with _reported():
+        left = Lab(prefix).down()
+    for namespace in left:
+        click.echo(f"{namespace} was not made by this lab and is left alone", err=True)
+    click.echo(f"lab {prefix} is down")
+
+
+@lab.command(
+    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@_prefix
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(prefix: str, name: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND on the host NAME, with this terminal and standard input."""
+    from vipd.bench.lab import Lab
+    from vipd.bench.lab_errors import LabError
+
+    with _reported():
+        chosen = Lab(prefix)
+        if name not in (host.name for host in chosen.topology.hosts):
+            raise click.BadParameter(
+                f"the lab has {', '.join(host.name for host in chosen.topology.hosts)}",
+                param_hint="NAME",
+            )
+        if not chosen.stands(name):
+            raise LabError(f"lab {prefix} is not up: run `vipd lab up` first")
+        argv = chosen.command(name, command)
+    sys.stdout.flush()
+    os.execv(argv[0], argv)
+
+
+@lab.command()
+@_prefix
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def status(prefix: str, as_json: bool) -> None:
+    """Show the hosts of the lab. Exit code 1 where it is not complete."""
+    from vipd.bench.lab import Lab
+
+    with _reported():
+        hosts = Lab(prefix).status()
+    complete = all(host.state == "ready" for host in hosts)
+    if as_json:
+        import msgspec
+
+        whole = {"prefix": prefix, "up": complete, "hosts": hosts}
+        click.echo(msgspec.json.format(msgspec.json.encode(whole)).decode())
+    else:
+        for line in _table(hosts):
+            click.echo(line)
+    sys.exit(0 if complete else 1)
+
+
+def _table(hosts: "tuple[HostStatus, ...]") -> Iterator[str]:
+    """Aligned columns, the same on a terminal and in a file."""
+    rows = [
+        ("HOST", "STATE", "ECHO", "PROCESSES", "ADDRESSES"),
+        *(
+            (
+                host.name,
+                host.state,
+                "yes" if host.serving else "-",
+                str(len(host.processes)),
+                " ".join(host.addresses),
+            )
+            for host in hosts
+        ),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+@lab.command()
+@_prefix
+def demo(prefix: str) -> None:
+    """Build the lab, run vipd in it, show what it does with real requests, tear down."""
+    from vipd.bench.demo import run
+
+    with _reported():
+        passed = run(prefix)
+    sys.exit(0 if passed else 1)

@@ -1,0 +1,168 @@
+"""Kubernetes objects, as far as a service load balancer cares: small, frozen, already checked.
+
+Lives here: one type for each kind, with parsed addresses and defaults filled in. What is not in
+these types has no influence on the node. Must not: know how objects are encoded (decode.py), where
+they come from (sources/) or what follows from them (resolve.py).
+Source: core/v1 and discovery.k8s.io/v1 of the Kubernetes API, v1.37.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+from msgspec import Struct
+
+from vipd.proxy.names import Address, Family, NamespacedName, Network, Protocol
+
+
+class ServiceType(StrEnum):
+    """``spec.type`` of a Service."""
+
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    LOAD_BALANCER = "LoadBalancer"
+    EXTERNAL_NAME = "ExternalName"
+
+
+class TrafficPolicy(StrEnum):
+    """``spec.internalTrafficPolicy`` and ``spec.externalTrafficPolicy``."""
+
+    CLUSTER = "Cluster"
+    LOCAL = "Local"
+
+
+class Algorithm(StrEnum):
+    """How an endpoint is chosen for a new connection; values of annotation ``vipd/algorithm``."""
+
+    RANDOM = "random"
+    ROUND_ROBIN = "round-robin"
+    SOURCE_HASH = "source-hash"
+    MAGLEV = "maglev"
+
+
+class ServicePort(Struct, frozen=True, kw_only=True):
+    """A port of a Service. `node_port` is 0 where there is none."""
+
+    name: str
+    protocol: Protocol
+    port: int
+    node_port: int = 0
+    target_port: int | str = 0
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """A Service. Tuples keep the order of the API object; both families stand together."""
+
+    name: NamespacedName
+    created: datetime | None = None
+    type: ServiceType = ServiceType.CLUSTER_IP
+    headless: bool = False
+    """``clusterIP: None`` or the label service.kubernetes.io/headless."""
+    proxy_name: str | None = None
+    """Label service.kubernetes.io/service-proxy-name: some other proxy serves it (any value)."""
+    cluster_ips: tuple[Address, ...] = ()
+    external_ips: tuple[Address, ...] = ()
+    load_balancer_ips: tuple[Address, ...] = ()
+    """``status.loadBalancer.ingress[].ip`` whose ipMode is VIP or absent."""
+    ports: tuple[ServicePort, ...] = ()
+    internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    affinity_seconds: int | None = None
+    """Time-out of ClientIP affinity in seconds, or None without affinity."""
+    source_ranges: tuple[Network, ...] = ()
+    health_check_node_port: int = 0
+    publish_not_ready: bool = False
+    selector: tuple[tuple[str, str], ...] = ()
+    external_name: str = ""
+    algorithm: Algorithm = Algorithm.RANDOM
+    weights: tuple[tuple[str, int], ...] = ()
+    """Annotation ``vipd/weights``: (endpoint address or pod name, weight); others weigh 1."""
+
+
+class SliceEndpoint(Struct, frozen=True, kw_only=True):
+    """An endpoint of a slice: address, conditions and where it runs; the port is the slice's.
+
+    Absent conditions are filled in: ready and serving default to true, terminating to false.
+    """
+
+    address: Address
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str | None = None
+    zone: str | None = None
+    zone_hints: frozenset[str] = frozenset()
+    node_hints: frozenset[str] = frozenset()
+    hostname: str | None = None
+    pod: str | None = None
+    """Name of the pod in targetRef, if it is one."""
+
+
+class SlicePort(Struct, frozen=True):
+    """A port of a slice. The empty name is a name; ports without a number are not kept."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
+class EndpointSlice(Struct, frozen=True, kw_only=True):
+    """An EndpointSlice of one service and one family (FQDN slices are not kept)."""
+
+    name: NamespacedName
+    service: NamespacedName
+    family: Family
+    endpoints: tuple[SliceEndpoint, ...] = ()
+    ports: tuple[SlicePort, ...] = ()
+    headless: bool = False
+    """Label service.kubernetes.io/headless, copied from the service: no virtual server uses it."""
+    triggered: datetime | None = None
+    """Annotation endpoints.kubernetes.io/last-change-trigger-time."""
+
+
+class ContainerPort(Struct, frozen=True):
+    """A named port of a container or of a restartable init container."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
+class Pod(Struct, frozen=True, kw_only=True):
+    """A Pod, as far as the endpoints of its services depend on it."""
+
+    name: NamespacedName
+    labels: tuple[tuple[str, str], ...] = ()
+    ips: tuple[Address, ...] = ()
+    node: str | None = None
+    ready: bool = False
+    terminating: bool = False
+    finished: bool = False
+    """Phase Succeeded or Failed: never an endpoint."""
+    ports: tuple[ContainerPort, ...] = ()
+    hostname: str = ""
+    subdomain: str = ""
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    """A Node: its own addresses (InternalIP before ExternalIP), pod CIDRs and zone."""
+
+    name: str
+    addresses: tuple[Address, ...] = ()
+    pod_cidrs: tuple[Network, ...] = ()
+    zone: str | None = None
+
+
+class Namespace(Struct, frozen=True):
+    """A Namespace: it exists."""
+
+    name: str
+
+
+class ServiceCIDR(Struct, frozen=True):
+    """A ServiceCIDR (networking.k8s.io/v1): a range that cluster IPs are allocated from."""
+
+    name: str
+    cidrs: tuple[Network, ...]
+
+
+KubernetesObject = Service | EndpointSlice | Pod | Node | Namespace | ServiceCIDR

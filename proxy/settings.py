@@ -1,0 +1,44 @@
+"""What the operator decides about this node, as far as the resolved table depends on it.
+
+Lives here: typed settings with their defaults. Must not: read files or flags (config.py does).
+"""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from vipd.proxy.names import Address, Network
+
+
+class DetectLocal(StrEnum):
+    """How the node tells its own pods from other sources (kube-proxy's ``detectLocalMode``)."""
+
+    CLUSTER_CIDR = "ClusterCIDR"
+    NODE_CIDR = "NodeCIDR"
+    BRIDGE_INTERFACE = "BridgeInterface"
+    INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
+
+
+class NodeSettings(Struct, frozen=True, kw_only=True):
+    """Settings of one node; everything that `resolve` needs beside the snapshot."""
+
+    node_name: str
+    """Name of this node; decides which endpoints are local. Default: the lower-cased host name."""
+    node_ips: tuple[Address, ...] = ()
+    """This node's addresses. Empty (the default): those of its Node object."""
+    detect_local: DetectLocal = DetectLocal.CLUSTER_CIDR
+    """Which sources count as pods; the others are masqueraded when they use a cluster IP."""
+    cluster_cidrs: tuple[Network, ...] = ()
+    """Pod networks for ClusterCIDR, at most one of each family. Empty: nobody can be told apart."""
+    local_interface: str = ""
+    """Bridge name for BridgeInterface, or name prefix for InterfaceNamePrefix."""
+    masquerade_all: bool = False
+    """Masquerade every connection to a cluster IP, whatever its source."""
+    masquerade_bit: int = 14
+    """Bit of the packet mark (0-31) that asks for masquerade until postrouting; kube-proxy's 14."""
+    node_port_addresses: tuple[Network, ...] | None = None
+    """Ranges of own addresses that answer node ports. None (the default): the node's primary
+    addresses only, as kube-proxy's nftables mode does. All: 0.0.0.0/0 and ::/0."""
+    service_cidrs: tuple[Network, ...] = ()
+    """Ranges of cluster IPs, added to those of ServiceCIDR objects: unallocated addresses in them
+    are dropped. Empty: nothing is dropped."""
