@@ -57,7 +57,7 @@ ProgramT = TypeVar("ProgramT")
 PlanOut = TypeVar("PlanOut", bound=Plan, covariant=True)
 PlanIn = TypeVar("PlanIn", bound=Plan, contravariant=True)
 ObservedOut = TypeVar("ObservedOut", covariant=True)
-ObservedIn = TypeVar("ObservedIn", contravariant=True)
+ObservedT = TypeVar("ObservedT")
 
 
 class Committed(Struct, frozen=True):
@@ -69,7 +69,7 @@ class Committed(Struct, frozen=True):
     rejected: dict[Key, DataplaneError]
 
 
-class Compiler(Protocol[ProgramT, PlanOut, ObservedIn]):
+class Compiler(Protocol[ProgramT, PlanOut, ObservedT]):
     """The pure half: what should be in the kernel, and how to get there. No I/O, no clock."""
 
     mode: str
@@ -77,7 +77,7 @@ class Compiler(Protocol[ProgramT, PlanOut, ObservedIn]):
     def compile(self, virtual_servers: Iterable[VirtualServer], network: NodeNetwork) -> ProgramT:
         """Return the program that serves these virtual servers."""
 
-    def plan(self, observed: ObservedIn | None, wanted: ProgramT) -> tuple[PlanOut, ProgramT]:
+    def plan(self, observed: ObservedT | None, wanted: ProgramT) -> tuple[PlanOut, ProgramT]:
         """Return the plan from what the kernel has (None: nothing) to `wanted`.
 
         The second value is the program as it will be: `wanted`, with what history decides (which
@@ -89,6 +89,12 @@ class Compiler(Protocol[ProgramT, PlanOut, ObservedIn]):
 
     def without(self, before: ProgramT, after: ProgramT, rejected: Iterable[Key]) -> ProgramT:
         """Return `after`, with the rejected virtual servers as they were in `before`."""
+
+    def dump(self, program: ProgramT) -> bytes:
+        """Return `program` as JSON that `load` reads as an observation of it."""
+
+    def load(self, text: bytes) -> ObservedT:
+        """Return what a kernel has that holds exactly the dumped program."""
 
 
 class Driver(Protocol[PlanIn, ObservedOut]):

@@ -189,10 +189,16 @@ class Lab:
         stdout: int | IO[bytes] | None = None,
         stderr: int | IO[bytes] | None = None,
         env: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
     ) -> subprocess.Popen[bytes]:
         """Start a command on a host. Its process id is that of the command itself."""
         return subprocess.Popen(
-            self.command(name, argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env
+            self.command(name, argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            start_new_session=start_new_session,
         )
 
     def run(self, name: str, call: Callable[[], R]) -> R:

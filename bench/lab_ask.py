@@ -10,6 +10,7 @@ OSError (no route, administratively prohibited) and ConnectionResetError.
 import json
 import socket
 import time
+from contextlib import suppress
 from typing import Literal
 
 from msgspec import Struct
@@ -84,7 +85,9 @@ def _read(opened: socket.socket, way: Way, deadline: float) -> bytes:
     if way == "udp":
         return opened.recv(65536)
     if way == "tcp":
-        opened.shutdown(socket.SHUT_WR)
+        # ENOTCONN: it was reset already, which the first recv will say.
+        with suppress(OSError):
+            opened.shutdown(socket.SHUT_WR)
     parts = []
     while part := opened.recv(65536):
         parts.append(part)

@@ -118,10 +118,11 @@ async def _answer_line(
         return False
     if command == "hold":
         return True
-    await asyncio.sleep(float(argument) if command == "delay" else replies.delay_seconds)
+    delay = float(argument) if command == "delay" else replies.delay_seconds
+    extra = int(argument) if command == "bytes" else replies.reply_bytes
+    await asyncio.sleep(delay)
     source = writer.get_extra_info("peername")
     writer.write(f"{replies.pod} {spelled(source[0], source[1])}\n".encode())
-    extra = int(argument) if command == "bytes" else replies.reply_bytes
     if extra > 0:
         await _write_many(writer, b".", extra - 1)
         writer.write(b"\n")

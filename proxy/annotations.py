@@ -49,7 +49,8 @@ def _weights(text: str) -> tuple[tuple[str, int], ...]:
             raise FieldError(_field(WEIGHTS), f"{shown(entry.strip())} is not 'endpoint=weight'")
         if not _NUMBER.match(number) or not 1 <= int(number) <= MAX_WEIGHT:
             raise FieldError(
-                _field(WEIGHTS), f"the weight of {shown(who)} is {shown(number)}, not 1-{MAX_WEIGHT}"
+                _field(WEIGHTS),
+                f"the weight of {shown(who)} is {shown(number)}, not 1-{MAX_WEIGHT}",
             )
         who = _endpoint(who)
         if who in weights:

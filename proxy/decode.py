@@ -14,9 +14,12 @@ import msgspec
 from msgspec import Struct
 from msgspec.json import Decoder
 
-from vipd.proxy import decode_endpoints, decode_raw, decode_service, decode_topology
-from vipd.proxy.decode_endpoints import Endpoints
-from vipd.proxy.decode_fields import FieldError
+from vipd.proxy import decode_raw as raws
+from vipd.proxy.decode_endpoints import Endpoints, endpoint_slice, endpoints
+from vipd.proxy.decode_fields import FieldError, is_name
+from vipd.proxy.decode_raw import decode_raw
+from vipd.proxy.decode_service import service
+from vipd.proxy.decode_topology import namespace, node, pod, service_cidr
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Kind
 from vipd.proxy.model import KubernetesObject
@@ -28,8 +31,10 @@ MAX_OBJECT_BYTES = 16 << 20
 CLUSTER_WIDE = frozenset({"Node", "Namespace", "ServiceCIDR"})
 """The kinds read that have no namespace."""
 
+Bytes = bytes | msgspec.Raw
+"""The JSON of one object; a Raw is a piece of a bigger document, not copied."""
+T = TypeVar("T")
 R = TypeVar("R")
-_Convert = Callable[[bytes | msgspec.Raw], Decoded | None]
 
 
 class Head(Struct, frozen=True):
@@ -68,25 +73,116 @@ _NAME = Decoder(_RawName)
 _TEXT = Decoder(str)
 
 
-def head_of(
-    raw: bytes | msgspec.Raw, origin: str, api_version: str = "", kind: str = ""
-) -> Head:
+def head_of(raw: Bytes, origin: str, api_version: str = "", kind: str = "") -> Head:
     """Return kind and name of an object, whatever the rest of it is.
 
     `api_version` and `kind` are those of a typed list (ServiceList), whose items leave them out.
     Raise ManifestError where `raw` is no JSON object or names no kind.
     """
+    if memoryview(raw).nbytes > MAX_OBJECT_BYTES:
+        raise ManifestError(origin, kind, "", f"is larger than {MAX_OBJECT_BYTES >> 20} MiB")
     try:
-        if len(raw) > MAX_OBJECT_BYTES:  # type: ignore[arg-type]
-            raise FieldError("", f"is larger than {MAX_OBJECT_BYTES >> 20} MiB")  # noqa: TRY301
-        found = decode_raw.decode_raw(_HEAD, raw)
+        found = decode_raw(_HEAD, raw)
     except FieldError as error:
         raise ManifestError(origin, kind, error.field, error.why) from error
     kind = _text(found.kind) or kind
     api_version = _text(found.api_version) or api_version
     head = Head(api_version, kind, _name(found.metadata, kind))
-    if not kind:
-        raise ManifestError(origin, str(head), "kind", "is missing")
-    if not api_version:
-        raise ManifestError(origin, str(head), "apiVersion", "is missing")
+    for field, value in (("kind", kind), ("apiVersion", api_version)):
+        if not value:
+            raise ManifestError(origin, str(head), field, "is missing or no text")
     return head
+
+
+def decode(raw: Bytes, origin: str, head: Head | None = None) -> Decoded | None:
+    """Return the object, or None if vipd does not read it (another kind, or an FQDN slice).
+
+    `origin` is where it comes from, for the message; `head` saves a look at what is known already.
+    """
+    head = head or head_of(raw, origin)
+    convert = _CONVERT.get((head.api_version, head.kind))
+    return convert(raw, origin, head) if convert else None
+
+
+def decode_kind(kind: Kind, raw: Bytes, origin: str) -> KubernetesObject | None:
+    """Return an object that is known to be of this kind, as in a watch; None for an FQDN slice."""
+    return _KINDS[kind](raw, origin, None)
+
+
+def _reader(
+    kind: str, decoder: Decoder[T], convert: Callable[[T], R]
+) -> Callable[[Bytes, str, Head | None], R]:
+    def read(raw: Bytes, origin: str, head: Head | None) -> R:
+        try:
+            if memoryview(raw).nbytes > MAX_OBJECT_BYTES:
+                why = f"is larger than {MAX_OBJECT_BYTES >> 20} MiB"
+                raise FieldError("", why)  # noqa: TRY301 - becomes the same error as all others
+            return convert(decode_raw(decoder, raw))
+        except FieldError as error:
+            thing = str(head or _head_or_none(raw, kind) or kind)
+            raise ManifestError(origin, thing, error.field, error.why) from error
+
+    return read
+
+
+def _head_or_none(raw: Bytes, kind: str) -> Head | None:
+    try:
+        return head_of(raw, "", "-", kind)
+    except ManifestError:
+        return None
+
+
+def _text(raw: msgspec.Raw) -> str:
+    """Return a JSON string's text, empty for anything else."""
+    try:
+        return decode_raw(_TEXT, raw)
+    except FieldError:
+        return ""
+
+
+def _name(metadata: msgspec.Raw, kind: str) -> NamespacedName:
+    try:
+        found = decode_raw(_NAME, metadata)
+    except FieldError:
+        return NamespacedName("", "")
+    name, space = _text(found.name), _text(found.namespace)
+    if not is_name(name) or (space and not is_name(space)):
+        return NamespacedName("", "")
+    if kind in CLUSTER_WIDE:
+        return NamespacedName("", name)
+    return NamespacedName(space or "default", name)
+
+
+_service = _reader("Service", Decoder(raws.RawService), service)
+_slice = _reader("EndpointSlice", Decoder(raws.RawSlice), endpoint_slice)
+_endpoints = _reader("Endpoints", Decoder(raws.RawEndpoints), endpoints)
+_pod = _reader("Pod", Decoder(raws.RawPod), pod)
+_node = _reader("Node", Decoder(raws.RawNode), node)
+_namespace = _reader("Namespace", Decoder(raws.RawNamespace), namespace)
+_service_cidr = _reader("ServiceCIDR", Decoder(raws.RawServiceCIDR), service_cidr)
+
+_KINDS: Mapping[Kind, Callable[[Bytes, str, Head | None], KubernetesObject | None]] = (
+    MappingProxyType(
+        {
+            Kind.SERVICE: _service,
+            Kind.ENDPOINT_SLICE: _slice,
+            Kind.POD: _pod,
+            Kind.NODE: _node,
+            Kind.NAMESPACE: _namespace,
+            Kind.SERVICE_CIDR: _service_cidr,
+        }
+    )
+)
+_CONVERT: Mapping[tuple[str, str], Callable[[Bytes, str, Head | None], Decoded | None]] = (
+    MappingProxyType(
+        {
+            ("v1", "Service"): _service,
+            ("v1", "Endpoints"): _endpoints,
+            ("v1", "Pod"): _pod,
+            ("v1", "Node"): _node,
+            ("v1", "Namespace"): _namespace,
+            ("discovery.k8s.io/v1", "EndpointSlice"): _slice,
+            ("networking.k8s.io/v1", "ServiceCIDR"): _service_cidr,
+        }
+    )
+)

@@ -16,6 +16,7 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\Z")
 _LEADING_ZEROS = re.compile(r"\b0+(?=[0-9])")
 _SHOWN = 60
 """Characters of a wrong value that a message repeats."""
+_SPECIAL = "is an unspecified, loopback or multicast address"
 
 
 class FieldError(Exception):
@@ -41,29 +42,36 @@ def address(text: str) -> Address:
     multicast address is refused, as the API server refuses it (ValidateNonSpecialIP): a rule or
     socket for 0.0.0.0 would catch every address of the node.
     """
-    found = _parse(text)
+    if ":" not in text:
+        return _ipv4(text)
+    if "%" in text:
+        raise ValueError(f"{shown(text)} has a zone, which no endpoint or service address has")
+    try:
+        found = IPv6Address(text)
+    except ValueError as error:
+        raise ValueError(f"{shown(text)} is not an IP address") from error
+    if found.ipv4_mapped is not None:
+        return _ipv4(str(found.ipv4_mapped))
     if found.is_unspecified or found.is_loopback or found.is_multicast:
-        raise ValueError(f"{shown(text)} is an unspecified, loopback or multicast address")
+        raise ValueError(f"{shown(text)} {_SPECIAL}")
     return found
 
 
-def _parse(text: str) -> Address:
-    if ":" not in text:
-        parts = text.split(".")
-        # IPv4Address(str) takes twice as long as this, and there are as many as endpoints.
-        if len(parts) == 4 and text.isascii() and all(p.isdigit() and len(p) <= 9 for p in parts):
-            numbers = [int(part) for part in parts]
-            if max(numbers) <= 255:
-                a, b, c, d = numbers
-                return IPv4Address(a << 24 | b << 16 | c << 8 | d)
-    elif "%" not in text:
-        try:
-            found = IPv6Address(text)
-        except ValueError:
-            found = None
-        if found is not None:
-            return found.ipv4_mapped or found
-    raise ValueError(f"{shown(text)} is not an IP address")
+def _ipv4(text: str) -> IPv4Address:
+    """Return the address as :func:`address` does; twice as fast as IPv4Address(str)."""
+    parts = text.split(".")
+    if len(parts) != 4 or not text.isascii():
+        raise ValueError(f"{shown(text)} is not an IP address")
+    number = 0
+    for part in parts:
+        octet = int(part) if part.isdigit() and len(part) < 10 else 256
+        if octet > 255:
+            raise ValueError(f"{shown(text)} is not an IP address")
+        number = number << 8 | octet
+    first = number >> 24
+    if number == 0 or first == 127 or 224 <= first < 240:
+        raise ValueError(f"{shown(text)} {_SPECIAL}")
+    return IPv4Address(number)
 
 
 def network(text: str, field: str) -> Network:

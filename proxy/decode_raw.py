@@ -9,7 +9,7 @@ Source: core/v1, discovery.k8s.io/v1 and networking.k8s.io/v1 of the Kubernetes 
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Annotated, TypeVar
 
@@ -26,14 +26,14 @@ OptionalPortNumber = Annotated[int, Meta(ge=0, le=65535)]
 """A port number; 0 says that there is none."""
 
 
-class Affinity(str, Enum):
+class Affinity(StrEnum):
     """``spec.sessionAffinity`` of a Service."""
 
     NONE = "None"
     CLIENT_IP = "ClientIP"
 
 
-class AddressType(str, Enum):
+class AddressType(StrEnum):
     """``addressType`` of an EndpointSlice, and ``spec.ipFamilies`` (where FQDN does not occur)."""
 
     IPV4 = "IPv4"
@@ -41,7 +41,7 @@ class AddressType(str, Enum):
     FQDN = "FQDN"
 
 
-class IPMode(str, Enum):
+class IPMode(StrEnum):
     """``ipMode`` of an address of a load balancer."""
 
     VIP = "VIP"

@@ -60,6 +60,8 @@ class Service(Struct, frozen=True, kw_only=True):
     proxy_name: str | None = None
     """Label service.kubernetes.io/service-proxy-name: some other proxy serves it (any value)."""
     cluster_ips: tuple[Address, ...] = ()
+    families: tuple[Family, ...] = ()
+    """``spec.ipFamilies``; empty where it is not said, as in most manifests."""
     external_ips: tuple[Address, ...] = ()
     load_balancer_ips: tuple[Address, ...] = ()
     """``status.loadBalancer.ingress[].ip`` whose ipMode is VIP or absent."""

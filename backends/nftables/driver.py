@@ -40,9 +40,13 @@ _FEATURES = (
 
 
 class NftablesDriver:
-    """Runs `nft` in the network namespace of this process."""
+    """Runs `nft` in the network namespace of this process.
 
-    def __init__(self, nft: str | None = None) -> None:
+    `inherited` are descriptors that each `nft` holds too: the lock of instance.py.
+    """
+
+    def __init__(self, nft: str | None = None, inherited: Sequence[int] = ()) -> None:
+        self._inherited = tuple(inherited)
         self._nft = nft or shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         self._garbage: set[Shared] = set()
 
@@ -191,6 +195,7 @@ class NftablesDriver:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C"},
+            pass_fds=self._inherited,
         )
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -243,7 +248,7 @@ def _error(code: int, operation: str, complaint: str) -> DataplaneError:
     """Return the error that a failed run of nft means, by the errno text it printed."""
     first = next((line for line in complaint.splitlines() if "rror" in line), complaint.strip())
     if code in (-signal.SIGABRT, -signal.SIGSEGV):
-        # nft 1.0.6 asserts on some input ("dreg < ctx->reg_low"): find out whose, as with a refusal.
+        # nft 1.0.6 asserts on some input ("dreg < ctx->reg_low"): find out whose, as if refused.
         return Rejected(f"nft {operation}", f"nft crashed (signal {-code})")
     if code < 0:
         return UnknownResult(f"nft was ended by signal {-code}: {first}")

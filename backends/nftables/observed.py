@@ -67,6 +67,41 @@ class Observed(Struct, frozen=True):
         )
 
 
+class _Dump(Struct, array_like=True):
+    """An Observed as JSON can hold it: places are flat lists."""
+
+    tables: list[tuple[Family, str]]
+    containers: list[tuple[Family, str, str]]
+    chains: list[tuple[Family, str, tuple[str, ...]]]
+    elements: list[tuple[Family, str, dict[str, str]]]
+    skeletons: list[Family]
+
+
+def dump(seen: Observed) -> bytes:
+    """Return the state as JSON, for a plan that is made in another process."""
+    return msgspec.json.encode(
+        _Dump(
+            sorted(seen.tables),
+            [(*place, comment) for place, comment in seen.containers.items()],
+            [(*place, rules) for place, rules in seen.chains.items()],
+            [(*place, held) for place, held in seen.elements.items()],
+            sorted(seen.skeletons),
+        )
+    )
+
+
+def load(text: bytes) -> Observed:
+    """Return the state that `dump` wrote."""
+    told = msgspec.json.decode(text, type=_Dump)
+    return Observed(
+        frozenset(told.tables),
+        {(family, name): comment for family, name, comment in told.containers},
+        {(family, name): rules for family, name, rules in told.chains},
+        {(family, name): held for family, name, held in told.elements},
+        frozenset(told.skeletons),
+    )
+
+
 def decode(listings: Iterable[bytes]) -> Observed:
     """Return the state that `nft --json list table` printed, one listing for each table."""
     tables: set[Place] = set()

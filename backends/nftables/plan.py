@@ -169,6 +169,30 @@ def plan(observed: Observed | None, wanted: Program) -> tuple[NftPlan, Program]:
     return NftPlan(tuple(prologue), tuple(units), tuple(garbage), whole), after
 
 
+def expected(program: Program) -> Observed:
+    """Return what `observe` finds where exactly `program` is in the kernel."""
+    tables = {(family, name) for family in Family for name in (TABLE, SKELETON)}
+    held: dict[tuple[Family, str], str] = {}
+    rules: dict[tuple[Family, str], tuple[str, ...]] = {}
+    elements: dict[tuple[Family, str], dict[str, str]] = {}
+    for family in Family:
+        for container in containers(family):
+            held[family, container.name] = container.comment
+            elements[family, container.name] = {}
+        rules |= {(family, one.name): one.comments for one in chains(family, program.network)}
+    for number, name in program.shapes:
+        family = Family(number)
+        rules[family, name] = shape_chain(name, family).comments
+    for key, one in program.entries.items():
+        own = compiling.own_objects(one)
+        held |= {(key.family, it.name): it.comment for it in own.maps}
+        rules |= {(key.family, it.name): it.comments for it in own.chains}
+        shared = (_element(item) for item in compiling.shared(one) if _is_element(item))
+        for container_name, text, value in (*compiling.elements(one), *shared):
+            elements[key.family, container_name][text] = value
+    return Observed(frozenset(tables), held, rules, elements, frozenset(Family))
+
+
 def plan_changes(programmed: Program, changes: Changes) -> tuple[NftPlan, Program]:
     """Return the plan for one change, and the program after it. O(change)."""
     prologue: list[str] = []

@@ -18,8 +18,21 @@ if TYPE_CHECKING:
 
 _DEFAULT_PREFIX = "vipd-lab"
 
+
+def _checked_prefix(_: click.Context, __: click.Parameter, value: str) -> str:
+    """Refuse a prefix that no lab can have: that is wrong usage, not a failure."""
+    from vipd.bench.lab import Lab
+    from vipd.bench.lab_errors import LabError
+
+    try:
+        return Lab(value).prefix
+    except LabError as failure:
+        raise click.BadParameter(str(failure)) from failure
+
+
 _prefix = click.option(
     "--prefix",
+    callback=_checked_prefix,
     default=_DEFAULT_PREFIX,
     show_default=True,
     metavar="NAME",

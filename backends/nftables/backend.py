@@ -1,0 +1,48 @@
+"""The nftables backend as the rest of vipd sees it: the functions of this folder under one name.
+
+Lives here: nothing but the binding to backends/protocol.py.
+"""
+
+from collections.abc import Iterable
+
+from vipd.backends.nftables.compile import Program
+from vipd.backends.nftables.observed import Observed, dump, load
+from vipd.backends.nftables.plan import (
+    NftPlan,
+    compile_program,
+    expected,
+    plan,
+    plan_changes,
+    without,
+)
+from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
+
+
+class NftablesCompiler:
+    """The pure half (see Compiler)."""
+
+    mode = "nftables"
+
+    def compile(self, virtual_servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
+        """Return the program that serves these virtual servers."""
+        return compile_program(virtual_servers, network)
+
+    def plan(self, observed: Observed | None, wanted: Program) -> tuple[NftPlan, Program]:
+        """Return the plan from what the kernel has to `wanted`, and the program with slots kept."""
+        return plan(observed, wanted)
+
+    def plan_changes(self, programmed: Program, changes: Changes) -> tuple[NftPlan, Program]:
+        """Return the plan for one change, and the program after it."""
+        return plan_changes(programmed, changes)
+
+    def without(self, before: Program, after: Program, rejected: Iterable[Key]) -> Program:
+        """Return `after`, with the rejected virtual servers as they were in `before`."""
+        return without(before, after, rejected)
+
+    def dump(self, program: Program) -> bytes:
+        """Return `program` as JSON that `load` reads as an observation of it."""
+        return dump(expected(program))
+
+    def load(self, text: bytes) -> Observed:
+        """Return what a kernel has that holds exactly the dumped program."""
+        return load(text)

@@ -1,0 +1,80 @@
+"""The command `vipd`: one name for each thing a person does; the work is elsewhere.
+
+Lives here: the group, exit codes, and errors as sentences. A command's module is imported only when
+that command is called, so that `vipd status` does not pay for `vipd bench`.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 degraded.
+"""
+
+import sys
+from importlib import import_module
+
+import click
+
+from vipd.proxy.errors import ConfigError, VipdError
+from vipd.proxy.version import VERSION
+
+FAILED, USAGE, DEGRADED = 1, 2, 3
+
+# name → (module, attribute, one line for the list of commands)
+_COMMANDS = {
+    "run": ("vipd.proxy.cli.run", "run", "Serve the services of this node: the daemon."),
+    "status": ("vipd.proxy.cli.reads", "status", "How the daemon is: mode, syncs, problems."),
+    "services": ("vipd.proxy.cli.reads", "services", "Virtual servers and their endpoints."),
+    "check": ("vipd.proxy.cli.reads", "check", "What this kernel and host can do, mode by mode."),
+    "render": ("vipd.proxy.cli.offline", "render", "The program for manifests, as text; no root."),
+    "plan": ("vipd.proxy.cli.offline", "plan", "What a commit of manifests would change, as text."),
+    "cleanup": ("vipd.proxy.cli.cleanup", "cleanup", "Remove every trace from this node."),
+    "lab": ("vipd.proxy.cli.lab", "lab", "A playground of network namespaces."),
+    "bench": ("vipd.proxy.cli.bench", "bench", "Measure: time to program, to first packet."),
+}
+
+
+class Commands(click.Group):
+    """The group; knows its commands' names without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order people meet them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command, or None for a name that is none."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command = getattr(import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{attribute} is no command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in _COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="vipd")
+def cli() -> None:
+    """A service load balancer for every node of a cluster.
+
+    It makes service addresses work through nftables. Start with `vipd lab demo` as root.
+    """
+
+
+def main() -> None:
+    """Run the command line; every expected error is one sentence on standard error."""
+    try:
+        cli.main(prog_name="vipd", standalone_mode=True)
+    except ConfigError as error:
+        click.echo(f"vipd: {error}", err=True)
+        sys.exit(USAGE)
+    except VipdError as error:
+        click.echo(f"vipd: {error}", err=True)
+        sys.exit(FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away: not worth a word
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`vipd render` and `vipd plan`: the pure functions at the command line."""
+
+import sys
+from typing import Any
+
+import click
+
+from vipd.proxy.cli.options import flags, node_options, socket_option
+
+_FILES = click.option(
+    "-f",
+    "--manifests",
+    "manifests",
+    multiple=True,
+    required=True,
+    metavar="PATH",
+    help="File or folder of manifests, or - for standard input. Repeatable.",
+)
+
+
+def _resolved(manifests: tuple[str, ...], node: Any) -> tuple[Any, bool]:
+    """Return the table for manifests, and whether all of them could be read."""
+    from vipd.proxy.events import Problem
+    from vipd.proxy.resolve import resolve
+    from vipd.proxy.snapshot import Snapshot, fold
+    from vipd.proxy.sources.manifests import load
+
+    events = load(manifests)
+    problems = [one.error for one in events if isinstance(one, Problem) and one.error]
+    snapshot, _ = fold(Snapshot(), events)
+    table = resolve(snapshot, node)
+    for line in (*problems, *table.contested.values()):
+        click.echo(f"vipd: {line}", err=True)
+    return table, not problems and not table.contested
+
+
+@click.command()
+@_FILES
+@node_options
+def render(manifests: tuple[str, ...], **told: Any) -> None:
+    """Print the program that a mode would load for manifests. Needs no root and no daemon."""
+    from vipd.backends.registry import backend
+    from vipd.proxy.cli.main import DEGRADED
+    from vipd.proxy.config import load as load_config
+
+    config = load_config(flags(**told))
+    table, whole = _resolved(manifests, config.node)
+    compiler = backend(config.mode).compiler
+    wanted = compiler.compile(table.virtual_servers(), table.network)
+    click.echo(str(compiler.plan(None, wanted)[0]), nl=False)
+    if not whole:
+        sys.exit(DEGRADED)
+
+
+@click.command()
+@_FILES
+@node_options
+@socket_option
+def plan(manifests: tuple[str, ...], socket: str | None, **told: Any) -> None:
+    """Print what a commit of manifests would change.
+
+    With a daemon on the socket: against what it has programmed, with its settings. Without: against
+    nothing, with the settings given here. Prints nothing when nothing would change.
+    """
+    import msgspec
+
+    from vipd.backends.registry import backend
+    from vipd.proxy import control
+    from vipd.proxy.cli.main import DEGRADED
+    from vipd.proxy.config import DEFAULT_SOCKET
+    from vipd.proxy.config import load as load_config
+    from vipd.proxy.errors import ControlError
+    from vipd.proxy.views import SettingsView
+
+    path = socket if socket is not None else DEFAULT_SOCKET
+    observed = None
+    try:
+        told_by_daemon = msgspec.json.decode(control.read(path, "settings"), type=SettingsView)
+        mode, node = told_by_daemon.mode, told_by_daemon.node()
+        programmed = control.read(path, "program")
+        compiler = backend(mode).compiler
+        observed = None if programmed == b"null" else compiler.load(programmed)
+        if any(value is not None for value in told.values()):
+            click.echo("vipd: settings are the daemon's; those given here are not used", err=True)
+    except ControlError:
+        if socket is not None:
+            raise
+        config = load_config(flags(**told))
+        mode, node = config.mode, config.node
+        compiler = backend(mode).compiler
+    table, whole = _resolved(manifests, node)
+    wanted = compiler.compile(table.virtual_servers(), table.network)
+    click.echo(str(compiler.plan(observed, wanted)[0]), nl=False)
+    if not whole:
+        sys.exit(DEGRADED)

@@ -1,0 +1,60 @@
+"""Options that several commands share, so that they read the same everywhere.
+
+Lives here: click decorators and how they become `Flags`. Must not: do anything.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from vipd.proxy.config import DEFAULT_SOCKET, Flags
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NODE_OPTIONS = [
+    click.option("--config", metavar="FILE", help="File of kind VipdConfiguration."),
+    click.option("--mode", help="Dataplane: nftables (the default)."),
+    click.option("--node-name", metavar="NAME", help="This node's name. Default: the host name."),
+    click.option(
+        "--node-ip", metavar="IP[,IP]", help="Its addresses. Default: of its Node object."
+    ),
+    click.option(
+        "--cluster-cidr", metavar="CIDR[,CIDR]", help="Pod networks, one of each IP family."
+    ),
+    click.option("--service-cidr", metavar="CIDR[,CIDR]", help="Ranges of cluster IPs."),
+    click.option(
+        "--nodeport-addresses",
+        "node_port_addresses",
+        metavar="CIDR,…|primary",
+        help="Own addresses that answer node ports. Default: primary.",
+    ),
+    click.option("--masquerade-all", is_flag=True, default=None, help="Masquerade all of it."),
+]
+_SOCKET_OPTION = click.option(
+    "--socket",
+    metavar="PATH",
+    help=f"Control socket of the daemon. Default: {DEFAULT_SOCKET}",
+)
+
+
+def node_options(command: F) -> F:
+    """Add the options that say what this node is."""
+    for option in reversed(_NODE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def socket_option(command: F) -> F:
+    """Add --socket."""
+    return _SOCKET_OPTION(command)
+
+
+def json_option(command: F) -> F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def flags(manifests: tuple[str, ...] = (), **told: Any) -> Flags:
+    """Return the flags as configuration reads them."""
+    return Flags(manifests=manifests, **told)

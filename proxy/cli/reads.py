@@ -1,0 +1,155 @@
+"""`vipd status`, `vipd services`, `vipd check`: what a person asks first."""
+
+import sys
+import time
+
+import click
+
+from vipd.proxy.cli.options import json_option, socket_option
+from vipd.proxy.cli.output import print_json, print_table
+
+
+def _ask(path: str | None, name: str) -> bytes:
+    from vipd.proxy.config import DEFAULT_SOCKET
+    from vipd.proxy.control import read
+
+    return read(path if path is not None else DEFAULT_SOCKET, name)
+
+
+@click.command()
+@socket_option
+@json_option
+def status(socket: str | None, as_json: bool) -> None:
+    """Say how the daemon is. Exit code 3 when it is degraded."""
+    import msgspec
+
+    from vipd.proxy.cli.main import DEGRADED
+    from vipd.proxy.status import Status
+
+    document = _ask(socket, "status")
+    told = msgspec.json.decode(document, type=Status)
+    if as_json:
+        print_json(document)
+    else:
+        _print_status(told)
+    if told.degraded:
+        sys.exit(DEGRADED)
+
+
+def _print_status(told: "object") -> None:
+    from vipd.proxy.status import Status
+
+    if not isinstance(told, Status):
+        raise TypeError(told)
+    click.echo(f"vipd {told.version}, pid {told.pid}, up {_ago(told.started)}")
+    click.echo(f"mode       {told.mode} on node {told.node}")
+    click.echo(f"source     {', '.join(told.manifests)}")
+    click.echo(
+        f"serving    {told.services} services, {told.virtual_servers} virtual servers, "
+        f"{told.endpoints} endpoints"
+    )
+    last = told.last_sync
+    if last is None:
+        click.echo("last sync  none yet")
+    else:
+        click.echo(
+            f"last sync  {_ago(last.at)} ago, {last.virtual_servers} virtual servers, "
+            f"{last.objects} kernel objects, {last.milliseconds:g} ms"
+            f"{', full' if last.full else ''}"
+        )
+    click.echo(f"syncs      {told.syncs}, failed {told.failed_syncs}")
+    if told.passed_over:
+        click.echo(f"no use for {', '.join(told.passed_over)}")
+    for heading, lines in (
+        ("failing", (told.failure,) if told.failure else ()),
+        ("not read", told.problems),
+        ("conflict", told.conflicts),
+        ("rejected", told.rejected),
+    ):
+        for line in lines:
+            click.echo(f"{heading:10} {line}")
+    click.echo(f"health     {'degraded' if told.degraded else 'good'}")
+
+
+def _ago(moment: float) -> str:
+    seconds = max(0.0, time.time() - moment)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[[NAMESPACE/]NAME]")
+@socket_option
+@json_option
+def services(name: str | None, socket: str | None, as_json: bool) -> None:
+    """List virtual servers and their endpoints, of all services or of one."""
+    import msgspec
+
+    from vipd.proxy.errors import ControlError
+    from vipd.proxy.views import VirtualServerView
+
+    shown = msgspec.json.decode(_ask(socket, "services"), type=list[VirtualServerView])
+    if name is not None:
+        wanted = name if "/" in name else f"default/{name}"
+        shown = [one for one in shown if wanted in (one.service, one.service.rpartition(":")[0])]
+        if not shown:
+            raise ControlError(f"no service {wanted} is served here")
+    if as_json:
+        print_json(msgspec.json.encode(shown))
+        return
+    rows = []
+    for one in shown:
+        used = one.endpoints if one.policy == "cluster" else one.local_endpoints
+        target = ", ".join(f"{end.address}{_weight(end.weight)}" for end in used)
+        notes = [one.algorithm] if one.algorithm != "random" else []
+        notes += [f"affinity {one.affinity_seconds}s"] if one.affinity_seconds else []
+        notes += [f"from {','.join(one.allowed_sources)}"] if one.allowed_sources else []
+        notes += ["local only"] if one.policy != "cluster" else []
+        rows.append(
+            (
+                one.service,
+                one.kind,
+                f"{one.address}/{one.protocol}",
+                target if target else f"none: {one.refusal}",
+                " ".join(notes),
+            )
+        )
+    print_table(("SERVICE", "KIND", "ADDRESS", "ENDPOINTS", "NOTES"), rows)
+
+
+def _weight(weight: int) -> str:
+    return "" if weight == 1 else f"×{weight}"
+
+
+@click.command()
+@json_option
+def check(as_json: bool) -> None:
+    """Say what this kernel and host can do, mode by mode. Exit code 1 when no mode works."""
+    import asyncio
+
+    import msgspec
+
+    from vipd.backends.registry import MODES, backend
+    from vipd.proxy.cli.main import FAILED
+
+    found = [asyncio.run(backend(mode).driver.probe()) for mode in MODES]
+    if as_json:
+        print_json(
+            msgspec.json.encode(
+                [
+                    {"mode": one.mode, "supported": one.supported, "found": one.found}
+                    for one in found
+                ]
+            )
+        )
+    else:
+        for mode in found:
+            click.echo(f"{mode.mode}: {'works here' if mode.supported else 'does not work here'}")
+            for one in mode.found:
+                state = "yes" if one.present else f"missing: {one.remedy or one.detail}"
+                detail = f" ({one.detail})" if one.present and one.detail else ""
+                click.echo(f"  {one.name:14} {state}{detail}")
+    if not any(one.supported for one in found):
+        sys.exit(FAILED)

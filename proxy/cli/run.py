@@ -1,0 +1,38 @@
+"""`vipd run`: the daemon in the foreground."""
+
+from typing import Any
+
+import click
+
+from vipd.proxy.cli.options import flags, node_options, socket_option
+
+
+@click.command()
+@click.option(
+    "--manifests",
+    multiple=True,
+    metavar="PATH",
+    help="File or folder of manifests, or - for standard input once. Repeatable.",
+)
+@node_options
+@socket_option
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@click.argument("more", nargs=-1, metavar="[PATH]…")
+def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **told: Any) -> None:
+    """Serve the services of this node until SIGTERM.
+
+    What was programmed stays when the daemon ends; `vipd cleanup` removes it.
+    """
+    import asyncio
+
+    from vipd.proxy import daemon, logs
+    from vipd.proxy.config import load
+    from vipd.proxy.errors import ConfigError
+
+    if more and not manifests:
+        raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
+    config = load(flags((*manifests, *more), **told))
+    if not config.manifests:
+        raise ConfigError("--manifests", "say where the manifests are, such as --manifests DIR")
+    logs.configure(log_format)
+    asyncio.run(daemon.run(config))

@@ -1,0 +1,223 @@
+"""Configuration: the file ``kind: VipdConfiguration``, the flags of `vipd run`, and their defaults.
+
+Lives here: reading and checking of settings; flags win over the file. Must not: act on them. Every
+problem is a ConfigError that names the file and field, or the flag.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from vipd.backends.registry import MODES
+from vipd.proxy.errors import ConfigError
+from vipd.proxy.names import Address, Network, family_of, parse_address, parse_network
+from vipd.proxy.settings import DetectLocal, NodeSettings
+from vipd.proxy.sources.documents import DocumentError, documents, items
+
+API_VERSION = "vipd/v1alpha1"
+KIND = "VipdConfiguration"
+DEFAULT_SOCKET = "/run/vipd/vipd.sock"
+
+T = TypeVar("T")
+
+
+class Flags(Struct, frozen=True, kw_only=True):
+    """What the command line said; None is not said. Texts as typed, lists comma separated."""
+
+    config: str | None = None
+    manifests: tuple[str, ...] = ()
+    mode: str | None = None
+    node_name: str | None = None
+    node_ip: str | None = None
+    cluster_cidr: str | None = None
+    service_cidr: str | None = None
+    node_port_addresses: str | None = None
+    masquerade_all: bool | None = None
+    socket: str | None = None
+
+
+class DetectLocalSection(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """``detectLocal``: what the interface modes look for."""
+
+    bridge_interface: str = ""
+    """Name of the bridge that pods hang on, for BridgeInterface."""
+    interface_name_prefix: str = ""
+    """Prefix of the names of pod interfaces, for InterfaceNamePrefix."""
+
+
+class VipdConfiguration(
+    Struct,
+    rename={
+        "cluster_cidrs": "clusterCIDRs",
+        "service_cidrs": "serviceCIDRs",
+        "node_ips": "nodeIPs",
+        "api_version": "apiVersion",
+        "node_name": "nodeName",
+        "node_port_addresses": "nodePortAddresses",
+        "masquerade_all": "masqueradeAll",
+        "masquerade_bit": "masqueradeBit",
+        "detect_local_mode": "detectLocalMode",
+        "detect_local": "detectLocal",
+    },
+    forbid_unknown_fields=True,
+):
+    """The file's shape. Unknown fields are errors: a typo must not be silent."""
+
+    api_version: str = API_VERSION
+    kind: str = KIND
+    mode: str = "nftables"
+    """Dataplane. Default nftables."""
+    manifests: list[str] = []
+    """Files and folders with manifests; relative to the current directory."""
+    node_name: str | None = None
+    """Default: the host name in lower case."""
+    node_ips: list[str] = []
+    """This node's addresses. Default: those of its Node object."""
+    cluster_cidrs: list[str] = []
+    """Pod networks, at most one of each family."""
+    service_cidrs: list[str] = []
+    """Ranges of cluster IPs; unallocated addresses in them are dropped."""
+    detect_local_mode: DetectLocal = DetectLocal.CLUSTER_CIDR
+    detect_local: DetectLocalSection = DetectLocalSection()
+    masquerade_all: bool = False
+    masquerade_bit: int = 14
+    node_port_addresses: list[str] | UnsetType = UNSET
+    """CIDRs of own addresses that answer node ports, or ``primary``, the default."""
+    socket: str = DEFAULT_SOCKET
+    """Path of the control socket."""
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """Everything the daemon was told, checked."""
+
+    mode: str
+    manifests: tuple[str, ...]
+    socket: str
+    node: NodeSettings
+
+
+def load(flags: Flags) -> Config:
+    """Return the configuration from flags and the file they name.
+
+    Raise ConfigError.
+    """
+    origin, told = "", VipdConfiguration()
+    if flags.config is not None:
+        origin, told = flags.config, _read(flags.config)
+
+    def pick(flag_name: str, flag: T | None, field: str, value: T) -> tuple[str, T]:
+        """Return the value that counts, and where it came from."""
+        return (f"{origin}: {field}", value) if flag is None else (flag_name, flag)
+
+    where, mode = pick("--mode", flags.mode, "mode", told.mode)
+    if mode not in MODES:
+        raise ConfigError(where, f"{mode!r} is no mode; there is: {', '.join(MODES)}")
+    where, name = pick("--node-name", flags.node_name, "nodeName", told.node_name)
+    node_name = (name if name is not None else socket.gethostname()).strip().lower()
+    if not node_name:
+        raise ConfigError(where, "must not be empty")
+    where, cidrs = pick(
+        "--cluster-cidr", _listed(flags.cluster_cidr), "clusterCIDRs", told.cluster_cidrs
+    )
+    cluster_cidrs = _networks(where, cidrs)
+    if len({family_of(one) for one in cluster_cidrs}) < len(cluster_cidrs):
+        raise ConfigError(where, "at most one range of each IP family")
+    where, cidrs = pick(
+        "--service-cidr", _listed(flags.service_cidr), "serviceCIDRs", told.service_cidrs
+    )
+    service_cidrs = _networks(where, cidrs)
+    where, ips = pick("--node-ip", _listed(flags.node_ip), "nodeIPs", told.node_ips)
+    node_ips = _addresses(where, ips)
+    told_addresses = (
+        None if isinstance(told.node_port_addresses, UnsetType) else (told.node_port_addresses)
+    )
+    where, ranges = pick(
+        "--nodeport-addresses",
+        _listed(flags.node_port_addresses),
+        "nodePortAddresses",
+        told_addresses or ["primary"],
+    )
+    masquerade_all = told.masquerade_all if flags.masquerade_all is None else flags.masquerade_all
+    if not 0 <= told.masquerade_bit <= 31:
+        raise ConfigError(f"{origin}: masqueradeBit", "must be between 0 and 31")
+    return Config(
+        mode=mode,
+        manifests=flags.manifests or tuple(told.manifests),
+        socket=flags.socket if flags.socket is not None else told.socket,
+        node=NodeSettings(
+            node_name=node_name,
+            node_ips=node_ips,
+            detect_local=told.detect_local_mode,
+            cluster_cidrs=cluster_cidrs,
+            local_interface=_local_interface(origin, told),
+            masquerade_all=masquerade_all,
+            masquerade_bit=told.masquerade_bit,
+            node_port_addresses=None if ranges == ["primary"] else _networks(where, ranges),
+            service_cidrs=service_cidrs,
+        ),
+    )
+
+
+def _read(path: str) -> VipdConfiguration:
+    try:
+        content = Path(path).read_bytes()
+        texts = [item.raw for document in documents(content) for item in items(document)]
+    except OSError as error:
+        raise ConfigError("--config", f"{path}: {os.strerror(error.errno or 0)}") from error
+    except DocumentError as error:
+        raise ConfigError(path, str(error)) from error
+    found = []
+    for document in texts:
+        try:
+            head = msgspec.json.decode(document)
+            if not isinstance(head, dict) or head.get("kind") != KIND:
+                kind = head.get("kind") if isinstance(head, dict) else type(head).__name__
+                raise ConfigError(path, f"kind is {kind!r}, not {KIND}")
+            if head.get("apiVersion") != API_VERSION:
+                raise ConfigError(f"{path}: apiVersion", f"must be {API_VERSION}")
+            found.append(msgspec.json.decode(document, type=VipdConfiguration))
+        except msgspec.DecodeError as error:
+            why, _, field = str(error).rpartition(" - at `")
+            where = field.rstrip("`").removeprefix("$").removeprefix(".") if why else ""
+            raise ConfigError(f"{path}: {where}" if where else path, why or str(error)) from error
+    if len(found) != 1:
+        raise ConfigError(path, f"holds {len(found)} documents of kind {KIND}, not one")
+    return found[0]
+
+
+def _local_interface(origin: str, told: VipdConfiguration) -> str:
+    match told.detect_local_mode:
+        case DetectLocal.BRIDGE_INTERFACE:
+            field, name = "detectLocal.bridgeInterface", told.detect_local.bridge_interface
+        case DetectLocal.INTERFACE_NAME_PREFIX:
+            field, name = "detectLocal.interfaceNamePrefix", told.detect_local.interface_name_prefix
+        case _:
+            return ""
+    # 15 characters is the kernel's limit (IFNAMSIZ); the rest would end up in nft text.
+    if not 0 < len(name) <= 15 or not all(one.isalnum() or one in "._-" for one in name):
+        raise ConfigError(f"{origin}: {field}", f"{name!r} is no interface name")
+    return name
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [one.strip() for one in text.split(",") if one.strip()]
+
+
+def _networks(where: str, texts: Sequence[str]) -> tuple[Network, ...]:
+    return tuple(_parsed(where, text, parse_network, "CIDR") for text in texts)
+
+
+def _addresses(where: str, texts: Sequence[str]) -> tuple[Address, ...]:
+    return tuple(_parsed(where, text, parse_address, "address") for text in texts)
+
+
+def _parsed(where: str, text: str, parse: Callable[[str], T], what: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(where, f"{text!r} is no {what}") from error

@@ -1,0 +1,102 @@
+"""The control socket: how the other commands ask a running daemon. Unix socket, root only.
+
+Lives here: the protocol, its server and its client. One request a connection: a line with the name
+of what is read, answered with one JSON document. Must not: know what the answers mean.
+"""
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from vipd.proxy.errors import ConfigError, ControlError
+
+LONGEST_REQUEST_BYTES = 4096
+PATIENCE_SECONDS = 30.0
+
+Reader = Callable[[], Awaitable[object]]
+"""Returns something that msgspec can encode."""
+
+
+class Refused(msgspec.Struct):
+    """The answer to a request that cannot be met."""
+
+    error: str
+
+
+async def serve(path: str, readers: Mapping[str, Reader]) -> asyncio.Server:
+    """Listen on `path`, which only this user may connect to; answer the names in `readers`.
+
+    A socket that a killed daemon left is replaced; one that answers, or anything else at that
+    path, is a ConfigError.
+    """
+    _make_way(path)
+
+    async def answer(incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                line = await incoming.readline()
+                reader = readers.get(line.decode(errors="replace").strip())
+                reply = Refused("no such request") if reader is None else await reader()
+                outgoing.write(msgspec.json.encode(reply))
+                await outgoing.drain()
+        except (OSError, TimeoutError, ValueError):
+            pass  # the client went away, or sent no line: nobody is left to tell
+        finally:
+            outgoing.close()
+
+    before = os.umask(0o177)
+    try:
+        return await asyncio.start_unix_server(answer, path, limit=LONGEST_REQUEST_BYTES)
+    except OSError as error:
+        raise ConfigError("--socket", f"{path}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.umask(before)
+
+
+def read(path: str, name: str) -> bytes:
+    """Return the JSON document that the daemon on `path` answers `name` with.
+
+    Raise ControlError where there is no daemon, or it refuses.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+            asking.settimeout(PATIENCE_SECONDS)
+            asking.connect(path)
+            asking.sendall(f"{name}\n".encode())
+            parts = []
+            while part := asking.recv(1 << 20):
+                parts.append(part)
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise ControlError(f"no vipd listens on {path} (is `vipd run` running?)") from error
+    except OSError as error:
+        raise ControlError(f"{path}: {error.strerror or error}") from error
+    document = b"".join(parts)
+    if not document:
+        raise ControlError(f"vipd on {path} closed the connection without an answer")
+    return document
+
+
+def _make_way(path: str) -> None:
+    try:
+        if len(os.fsencode(path)) > 107:
+            raise ConfigError("--socket", f"{path}: longer than the 107 bytes a socket may have")
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = os.stat(path, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError("--socket", f"{path}: {os.strerror(error.errno or 0)}") from error
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError("--socket", f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trying:
+        try:
+            trying.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+    raise ConfigError("--socket", f"another vipd listens on {path}")

@@ -1,0 +1,56 @@
+"""What the daemon says of itself: the record behind `vipd status` and the health that it implies.
+
+Lives here: the record, its JSON shape and what counts as degraded. Must not: measure anything.
+"""
+
+from msgspec import Struct
+
+
+class LastSync(Struct, frozen=True):
+    """One sync that was committed. Times are seconds since the epoch and milliseconds."""
+
+    at: float
+    milliseconds: float
+    virtual_servers: int
+    """Virtual servers that the sync changed."""
+    objects: int
+    """Kernel objects that it added or removed."""
+    full: bool
+    """Whether the kernel was observed first (start, repair), or only a change was planned."""
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """State of a daemon. Lists hold sentences that name their object; empty lists are good news."""
+
+    version: str
+    pid: int
+    mode: str
+    node: str
+    manifests: tuple[str, ...]
+    started: float
+    synced: bool
+    """Whether everything that the source knew at the start has been programmed."""
+    services: int
+    virtual_servers: int
+    endpoints: int
+    """Endpoints of virtual servers, each counted once for each it serves."""
+    syncs: int
+    failed_syncs: int
+    last_sync: LastSync | None
+    failure: str
+    """Why the last sync failed and is tried again; empty when it did not."""
+    problems: tuple[str, ...]
+    """Objects and files that could not be read."""
+    conflicts: tuple[str, ...]
+    """Addresses that two services claim."""
+    rejected: tuple[str, ...]
+    """Virtual servers that the kernel refused."""
+    passed_over: tuple[str, ...]
+    """Kinds of objects that vipd has no use for, with their number."""
+
+    @property
+    def degraded(self) -> bool:
+        """Whether something an operator should look at keeps some service from being served."""
+        return bool(
+            not self.synced or self.failure or self.problems or self.conflicts or self.rejected
+        )

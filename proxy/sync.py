@@ -1,0 +1,201 @@
+"""The sync: events in, commits out, for one dataplane.
+
+Lives here: the loop around the pure functions, what it holds between two rounds, and what it does
+when a commit fails. Must not: read files or sockets, or know any one dataplane.
+
+Events that arrive while a commit runs are folded into the next one; there is no other delay.
+Retry classes (errors.Retry): busy → the same changes again after a pause; unknown or out of step →
+observe, then plan everything; rejected → reported, and left until it changes.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from vipd.backends.protocol import Compiler, Driver, Plan
+from vipd.proxy.errors import DataplaneError, ManifestError, Retry
+from vipd.proxy.events import Event, Problem, Synced
+from vipd.proxy.resolve import resolve, update
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.snapshot import Snapshot, fold
+from vipd.proxy.status import LastSync
+from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, Table, VirtualServer
+
+ProgramT = TypeVar("ProgramT")
+PlanT = TypeVar("PlanT", bound=Plan)
+ObservedT = TypeVar("ObservedT")
+
+SHORTEST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 30.0
+
+log = structlog.get_logger()
+
+
+class Sync(Generic[ProgramT, PlanT, ObservedT]):
+    """Keeps one dataplane in step with a source. One task runs it; others may read it."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        compiler: Compiler[ProgramT, PlanT, ObservedT],
+        driver: Driver[PlanT, ObservedT],
+        on_synced: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.compiler = compiler
+        self.driver = driver
+        self.snapshot = Snapshot()
+        self.table: Table = resolve(self.snapshot, settings)
+        self.program: ProgramT | None = None
+        """What the kernel is known to have; None before the first commit and when in doubt."""
+        self.problems: dict[str, ManifestError] = {}
+        self.rejected: dict[Key, DataplaneError] = {}
+        self.synced = False
+        self.syncs = 0
+        self.failed_syncs = 0
+        self.last_sync: LastSync | None = None
+        self.failure = ""
+        self._on_synced = on_synced
+        self._listed = False
+        self._inbox: list[Event] = []
+        self._arrived = asyncio.Event()
+        self._pending: dict[Key, VirtualServer | None] = {}
+        self._pending_network: NodeNetwork | None = None
+        self._pause = SHORTEST_PAUSE_SECONDS
+        self._observation: asyncio.Task[ObservedT | None] | None = None
+
+    async def run(self, source: AsyncIterator[list[Event]]) -> None:
+        """Sync until the source ends and everything it said is committed or given up."""
+        # Observing needs nothing of the source, so it goes on while the source is read.
+        self._observation = asyncio.ensure_future(self.driver.observe())
+        feeding = asyncio.ensure_future(self._feed(source))
+        next_try: float | None = None
+        try:
+            while True:
+                await self._wait(feeding, next_try)
+                self._take()
+                if self._listed and self._to_do():
+                    next_try = await self._sync()
+                if feeding.done() and not self._inbox and next_try is None:
+                    break
+            await feeding
+        finally:
+            feeding.cancel()
+            if self._observation is not None:
+                self._observation.cancel()
+
+    async def _feed(self, source: AsyncIterator[list[Event]]) -> None:
+        async for batch in source:
+            self._inbox += batch
+            self._arrived.set()
+
+    async def _wait(self, feeding: "asyncio.Future[None]", next_try: float | None) -> None:
+        """Wait for events, the end of the source, or the time of the next try."""
+        if self._inbox:
+            return
+        self._arrived.clear()
+        timeout = None if next_try is None else max(0.0, next_try - time.monotonic())
+        arrival = asyncio.ensure_future(self._arrived.wait())
+        waited: set[asyncio.Future[Any]] = {arrival}
+        if not feeding.done():
+            waited.add(feeding)
+        try:
+            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            arrival.cancel()
+
+    def _take(self) -> None:
+        """Fold what has arrived, and add what it means to what is to be committed."""
+        events, self._inbox = self._inbox, []
+        for event in events:
+            if isinstance(event, Problem):
+                self._note(event)
+            elif isinstance(event, Synced):
+                self._listed = True
+        self.snapshot, touched = fold(self.snapshot, events)
+        if not self.synced and self.program is None:
+            return  # the first sync resolves everything at once
+        self.table, changes = update(self.table, self.snapshot, self.settings, touched)
+        self._pending.update(changes.virtual_servers)
+        if changes.network is not None:
+            self._pending_network = changes.network
+
+    def _note(self, problem: Problem) -> None:
+        if problem.error is None:
+            if self.problems.pop(problem.key, None) is not None:
+                log.info("problem solved", where=problem.key)
+        else:
+            if str(self.problems.get(problem.key)) != str(problem.error):
+                log.warning("not read", problem=str(problem.error))
+            self.problems[problem.key] = problem.error
+
+    def _to_do(self) -> bool:
+        return self.program is None or bool(self._pending) or self._pending_network is not None
+
+    async def _sync(self) -> float | None:
+        """Plan and commit; return the time of the next try, or None when there is none to come."""
+        started = time.perf_counter()
+        before = self.program
+        try:
+            if before is None:
+                plan, after = await self._plan_all()
+                changed = set(self.table.claims.keys())
+            else:
+                changes = Changes(dict(self._pending), self._pending_network)
+                plan, after = self.compiler.plan_changes(before, changes)
+                changed = set(changes.virtual_servers)
+            committed = await self.driver.commit(plan)
+        except DataplaneError as error:
+            return self._failed(error)
+        if committed.rejected:
+            nothing = self.compiler.compile((), self.table.network)
+            after = self.compiler.without(before or nothing, after, committed.rejected)
+        self.program = after
+        self._settled(committed.rejected, changed)
+        self._report(plan.size, len(changed), started, full=before is None)
+        return None
+
+    async def _plan_all(self) -> tuple[PlanT, ProgramT]:
+        """Observe the kernel and plan everything; at the start the table is resolved meanwhile."""
+        observation = self._observation or asyncio.ensure_future(self.driver.observe())
+        self._observation = None
+        if not self.synced:
+            self.table = resolve(self.snapshot, self.settings)
+        wanted = self.compiler.compile(self.table.virtual_servers(), self.table.network)
+        return self.compiler.plan(await observation, wanted)
+
+    def _settled(self, rejected: dict[Key, DataplaneError], changed: set[Key]) -> None:
+        for key in changed:
+            if key not in rejected and self.rejected.pop(key, None) is not None:
+                log.info("accepted", virtual_server=str(key))
+        for key, error in rejected.items():
+            log.error("rejected", virtual_server=str(key), why=str(error))
+        self.rejected |= rejected
+        self._pending.clear()
+        self._pending_network = None
+        self._pause = SHORTEST_PAUSE_SECONDS
+        self.failure = ""
+
+    def _failed(self, error: DataplaneError) -> float | None:
+        self.failed_syncs += 1
+        self.failure = f"{error} (tried again {error.retry.value})"
+        log.error("sync failed", why=str(error), retry=error.retry.value)
+        if error.retry is Retry.NEVER:
+            self.failure = str(error)
+            return None
+        if error.retry is Retry.AFTER_OBSERVE:
+            self.program = None
+        wait, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
+        return time.monotonic() + wait
+
+    def _report(self, objects: int, changed: int, started: float, *, full: bool) -> None:
+        milliseconds = round((time.perf_counter() - started) * 1000, 1)
+        self.syncs += 1
+        self.last_sync = LastSync(time.time(), milliseconds, changed, objects, full)
+        log.info("sync", changed=changed, objects=objects, ms=milliseconds, full=full)
+        if not self.synced:
+            self.synced = True
+            self._on_synced()

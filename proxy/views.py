@@ -1,0 +1,137 @@
+"""How the table is told to people and programs: the records behind `vipd services --json`.
+
+Lives here: their JSON shape, made from virtual servers. Pure. Must not: format for a terminal
+(cli/), nor read counters itself.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from vipd.proxy.names import parse_address, parse_network
+from vipd.proxy.settings import DetectLocal, NodeSettings
+from vipd.proxy.virtualserver import Endpoint, Key, Use, VirtualServer
+
+
+class EndpointView(Struct, frozen=True, omit_defaults=True):
+    """An endpoint of a virtual server."""
+
+    address: str
+    """``address:port``, IPv6 in brackets."""
+    weight: int
+    local: bool
+    terminating: bool = False
+    pod: str | None = None
+    node: str | None = None
+
+
+class VirtualServerView(Struct, frozen=True, omit_defaults=True):
+    """A virtual server. `endpoints` are those for policy Cluster, `local_endpoints` for Local."""
+
+    service: str
+    """``namespace/name``, with ``:port`` where the port has a name."""
+    kind: str
+    address: str
+    """``address:port``, or ``*:port`` for a node port (``[*]:port`` in IPv6)."""
+    protocol: str
+    algorithm: str
+    policy: str
+    endpoints: list[EndpointView] = []
+    local_endpoints: list[EndpointView] = []
+    refusal: str | None = None
+    """What a new connection meets, where the list to use is empty: reject or drop."""
+    affinity_seconds: int | None = None
+    allowed_sources: list[str] | None = None
+    masquerade: str = "never"
+
+
+def services(virtual_servers: Iterable[VirtualServer]) -> list[VirtualServerView]:
+    """Return the views of virtual servers, sorted by service, then by address."""
+    ordered = sorted(virtual_servers, key=lambda one: (one.owner, one.key.sort_key()))
+    return [_view(one) for one in ordered]
+
+
+def _view(server: VirtualServer) -> VirtualServerView:
+    reachable = server.cluster if server.use is Use.CLUSTER else server.local
+    sources = server.allowed_sources
+    return VirtualServerView(
+        service=str(server.owner),
+        kind=server.kind.value,
+        address=place(server.key),
+        protocol=server.key.protocol.value,
+        algorithm=server.algorithm.value,
+        policy=server.use.value,
+        endpoints=[_endpoint(one) for one in server.cluster],
+        local_endpoints=[_endpoint(one) for one in server.local],
+        refusal=None if reachable else server.when_empty.value,
+        affinity_seconds=server.affinity_seconds,
+        allowed_sources=None if sources is None else [str(one) for one in sources],
+        masquerade=server.masquerade.value,
+    )
+
+
+def _endpoint(one: Endpoint) -> EndpointView:
+    return EndpointView(str(one), one.weight, one.local, one.terminating, one.pod, one.node)
+
+
+def place(key: Key) -> str:
+    """Return address and port of a key as a person writes them."""
+    if key.address is None:
+        return f"{'*' if key.family == 4 else '[*]'}:{key.port}"
+    host = f"[{key.address}]" if key.family == 6 else str(key.address)
+    return f"{host}:{key.port}"
+
+
+class SettingsView(Struct, frozen=True):
+    """The settings that `vipd plan` resolves with, so that it means what the daemon means.
+
+    Texts as the configuration file spells them; `node_port_addresses` is None for primary.
+    """
+
+    mode: str
+    node_name: str
+    node_ips: list[str]
+    detect_local: DetectLocal
+    cluster_cidrs: list[str]
+    local_interface: str
+    masquerade_all: bool
+    masquerade_bit: int
+    node_port_addresses: list[str] | None
+    service_cidrs: list[str]
+
+    def node(self) -> NodeSettings:
+        """Return the settings themselves."""
+        ranges = self.node_port_addresses
+        return NodeSettings(
+            node_name=self.node_name,
+            node_ips=tuple(map(parse_address, self.node_ips)),
+            detect_local=self.detect_local,
+            cluster_cidrs=tuple(map(parse_network, self.cluster_cidrs)),
+            local_interface=self.local_interface,
+            masquerade_all=self.masquerade_all,
+            masquerade_bit=self.masquerade_bit,
+            node_port_addresses=None if ranges is None else tuple(map(parse_network, ranges)),
+            service_cidrs=tuple(map(parse_network, self.service_cidrs)),
+        )
+
+
+def settings(mode: str, node: NodeSettings) -> SettingsView:
+    """Return the view of a node's settings."""
+    ranges = node.node_port_addresses
+    return SettingsView(
+        mode=mode,
+        node_name=node.node_name,
+        node_ips=list(map(str, node.node_ips)),
+        detect_local=node.detect_local,
+        cluster_cidrs=list(map(str, node.cluster_cidrs)),
+        local_interface=node.local_interface,
+        masquerade_all=node.masquerade_all,
+        masquerade_bit=node.masquerade_bit,
+        node_port_addresses=None if ranges is None else list(map(str, ranges)),
+        service_cidrs=list(map(str, node.service_cidrs)),
+    )
+
+
+def passed_over(kinds: Mapping[str, int]) -> tuple[str, ...]:
+    """Return kinds of objects that vipd has no use for, as ``Deployment ×3``."""
+    return tuple(f"{kind} ×{count}" for kind, count in sorted(kinds.items()))
