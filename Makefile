@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setup: installing vipd into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip setuptools wheel
 	@rm -rf build
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --quiet --no-build-isolation --constraint constraints.txt --editable '.[dev]'
 	@rm -f $(VENV)/.installed-* && touch $@
 
 run: setup

@@ -110,7 +110,10 @@ class Driver(Protocol[PlanIn, ObservedOut]):
         """Return what the kernel has of ours, or None when there is nothing."""
 
     async def commit(self, plan: PlanIn) -> Committed:
-        """Do the plan. A virtual server that is rejected does not keep the others out."""
+        """Do the plan. A virtual server that is rejected does not keep the others out.
+
+        May be called again before it returns, for plans about other virtual servers.
+        """
 
     async def teardown(self) -> Sequence[str]:
         """Remove everything of ours and say what it was. Idempotent."""

@@ -25,6 +25,8 @@ def assign(before: Sequence[Endpoint], endpoints: Sequence[Endpoint]) -> tuple[E
     Endpoints keep the slots they have in `before`; what stands behind the new end moves into the
     holes, and new endpoints take what is left. Weights are divided by their common divisor.
     """
+    if not before and all(one.weight == 1 for one in endpoints):
+        return tuple(endpoints)  # by far the most frequent case, and a cold start is made of it
     shares = _shares(endpoints)
     current = {(one.address, one.port): one for one in endpoints}
     if len(current) < len(endpoints):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from vipd.proxy.errors import ConfigError, ControlError
+from vipd.proxy.errors import ConfigError, ControlError, InUseError
 
 LONGEST_REQUEST_BYTES = 4096
 PATIENCE_SECONDS = 30.0
@@ -31,8 +31,8 @@ class Refused(msgspec.Struct):
 async def serve(path: str, readers: Mapping[str, Reader]) -> asyncio.Server:
     """Listen on `path`, which only this user may connect to; answer the names in `readers`.
 
-    A socket that a killed daemon left is replaced; one that answers, or anything else at that
-    path, is a ConfigError.
+    A socket that a killed daemon left is replaced; anything else at that
+    path, is a ConfigError; one that answers, an InUseError.
     """
     _make_way(path)
 
@@ -99,4 +99,4 @@ def _make_way(path: str) -> None:
         except OSError:
             os.unlink(path)
             return
-    raise ConfigError("--socket", f"another vipd listens on {path}")
+    raise InUseError(f"another vipd listens on {path}")

@@ -23,7 +23,7 @@ from vipd.proxy.config import Config
 from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
 from vipd.proxy.sources.manifests import ManifestSource
-from vipd.proxy.status import Status
+from vipd.proxy.status import Status, judged
 from vipd.proxy.sync import Sync
 from vipd.proxy.version import VERSION
 
@@ -111,7 +111,7 @@ def _readers(
 
     async def status() -> Status:
         servers = sync.table.virtual_servers()
-        return Status(
+        said = Status(
             version=VERSION,
             pid=os.getpid(),
             mode=config.mode,
@@ -131,6 +131,7 @@ def _readers(
             rejected=tuple(f"{key}: {error}" for key, error in sync.rejected.items()),
             passed_over=views.passed_over(source.passed_over),
         )
+        return judged(said)
 
     async def services() -> list[views.VirtualServerView]:
         return await asyncio.to_thread(views.services, sync.table.virtual_servers())

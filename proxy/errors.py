@@ -39,6 +39,10 @@ class SourceError(VipdError):
     """A source cannot be read at all (no such file, no permission, no connection)."""
 
 
+class InUseError(VipdError):
+    """Another vipd already serves this network namespace or listens on this socket."""
+
+
 class ControlError(VipdError):
     """The daemon's control socket cannot be reached, or refused what was asked."""
 

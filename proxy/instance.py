@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from vipd.proxy.errors import ConfigError
+from vipd.proxy.errors import ConfigError, InUseError
 
 PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.02
@@ -22,7 +22,7 @@ def take(fallback: Path) -> int:
     """Return the descriptor that holds this network namespace's lock.
 
     The file is in /run/vipd, or in `fallback` where that cannot be written (no root). Raise
-    ConfigError where another daemon has it.
+    InUseError where another daemon has it, ConfigError where there is no place for the file.
     """
     inode = os.stat("/proc/self/ns/net").st_ino
     path = _folder(fallback) / f"netns-{inode}.lock"
@@ -38,9 +38,8 @@ def take(fallback: Path) -> int:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
             if error.errno != errno.EWOULDBLOCK or _alive(holder) or time.monotonic() > deadline:
                 os.close(lock)
-                raise ConfigError(
-                    "vipd run", f"vipd {holder or 'of unknown pid'} serves this network namespace"
-                ) from error
+                whose = f"pid {holder}" if holder else "of unknown pid"
+                raise InUseError(f"vipd ({whose}) serves this network namespace") from error
             # Its last transaction is still running: flock has no timeout, so ask again.
             time.sleep(_POLL_SECONDS)
         else:

@@ -14,7 +14,9 @@ def configure(form: str = "text") -> None:
     if form == "json":
         render = structlog.processors.JSONRenderer()
     else:
-        render = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
+        render = structlog.processors.LogfmtRenderer(
+            key_order=["timestamp", "level", "event"], bool_as_flag=False
+        )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

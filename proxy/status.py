@@ -3,7 +3,7 @@
 Lives here: the record, its JSON shape and what counts as degraded. Must not: measure anything.
 """
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 
 class LastSync(Struct, frozen=True):
@@ -48,9 +48,12 @@ class Status(Struct, frozen=True, kw_only=True):
     passed_over: tuple[str, ...]
     """Kinds of objects that vipd has no use for, with their number."""
 
-    @property
-    def degraded(self) -> bool:
-        """Whether something an operator should look at keeps some service from being served."""
-        return bool(
-            not self.synced or self.failure or self.problems or self.conflicts or self.rejected
-        )
+    degraded: bool = False
+    """Whether something that an operator should look at keeps some service from being served:
+    filled in by `judged`."""
+
+
+def judged(status: Status) -> Status:
+    """Return the status with `degraded` filled in."""
+    bad = (status.failure, status.problems, status.conflicts, status.rejected)
+    return structs.replace(status, degraded=not status.synced or any(bad))

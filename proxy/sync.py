@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, TypeVar
 
 import structlog
+from msgspec import Struct
 
 from vipd.backends.protocol import Compiler, Driver, Plan
 from vipd.proxy.errors import DataplaneError, ManifestError, Retry
@@ -31,7 +32,18 @@ ObservedT = TypeVar("ObservedT")
 SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 30.0
 
+PORTION = 1_000
+"""Virtual servers that are compiled and committed together at a cold start."""
+
 log = structlog.get_logger()
+
+
+class _Done(Struct, frozen=True):
+    """What a sync did: the keys it was about, those the kernel refused, and kernel objects."""
+
+    changed: set[Key]
+    rejected: dict[Key, DataplaneError]
+    objects: int
 
 
 class Sync(Generic[ProgramT, PlanT, ObservedT]):
@@ -141,34 +153,65 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
         before = self.program
         try:
             if before is None:
-                plan, after = await self._plan_all()
-                changed = set(self.table.claims.keys())
+                changed = await self._commit_all()
             else:
-                changes = Changes(dict(self._pending), self._pending_network)
-                plan, after = self.compiler.plan_changes(before, changes)
-                changed = set(changes.virtual_servers)
-            committed = await self.driver.commit(plan)
+                changed = await self._commit_changes(before)
         except DataplaneError as error:
             return self._failed(error)
-        if committed.rejected:
-            nothing = self.compiler.compile((), self.table.network)
-            after = self.compiler.without(before or nothing, after, committed.rejected)
-        self.program = after
-        self._settled(committed.rejected, changed)
-        self._report(plan.size, len(changed), started, full=before is None)
+        self._settled(changed)
+        self._report(changed, started, full=before is None)
         return None
 
-    async def _plan_all(self) -> tuple[PlanT, ProgramT]:
-        """Observe the kernel and plan everything; at the start the table is resolved meanwhile."""
+    async def _commit_changes(self, before: ProgramT) -> _Done:
+        changes = Changes(dict(self._pending), self._pending_network)
+        plan, after = self.compiler.plan_changes(before, changes)
+        rejected = (await self.driver.commit(plan)).rejected
+        self.program = self.compiler.without(before, after, rejected) if rejected else after
+        return _Done(set(changes.virtual_servers), rejected, plan.size)
+
+    async def _commit_all(self) -> _Done:
+        """Observe the kernel and commit the difference to the whole table.
+
+        At the start the table is resolved meanwhile. A kernel that has nothing of ours is filled in
+        portions: one is committed while the next is compiled.
+        """
         observation = self._observation or asyncio.ensure_future(self.driver.observe())
         self._observation = None
         if not self.synced:
             self.table = resolve(self.snapshot, self.settings)
+        observed = await observation
+        nothing = self.compiler.compile((), self.table.network)
+        if observed is None:
+            return await self._commit_from(nothing)
         wanted = self.compiler.compile(self.table.virtual_servers(), self.table.network)
-        return self.compiler.plan(await observation, wanted)
+        plan, after = self.compiler.plan(observed, wanted)
+        rejected = (await self.driver.commit(plan)).rejected
+        self.program = self.compiler.without(nothing, after, rejected) if rejected else after
+        return _Done(set(self.table.claims.keys()), rejected, plan.size)
 
-    def _settled(self, rejected: dict[Key, DataplaneError], changed: set[Key]) -> None:
-        for key in changed:
+    async def _commit_from(self, nothing: ProgramT) -> _Done:
+        servers = self.table.virtual_servers()
+        plan, program = self.compiler.plan(None, nothing)
+        commits = [asyncio.ensure_future(self.driver.commit(plan))]
+        objects = plan.size
+        for first in range(0, len(servers), PORTION):
+            await asyncio.sleep(0)  # what was planned starts before the next is compiled
+            portion = {one.key: one for one in servers[first : first + PORTION]}
+            plan, program = self.compiler.plan_changes(program, Changes(portion))
+            commits.append(asyncio.ensure_future(self.driver.commit(plan)))
+            objects += plan.size
+        # All have to end before anything else is done with the kernel, even if one has failed.
+        rejected: dict[Key, DataplaneError] = {}
+        for outcome in await asyncio.gather(*commits, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            rejected |= outcome.rejected
+        self.program = self.compiler.without(nothing, program, rejected) if rejected else program
+        return _Done({one.key for one in servers}, rejected, objects)
+
+    def _settled(self, done: _Done) -> None:
+        rejected = done.rejected
+        for key in done.changed:
             if key not in rejected and self.rejected.pop(key, None) is not None:
                 log.info("accepted", virtual_server=str(key))
         for key, error in rejected.items():
@@ -191,7 +234,8 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
         wait, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
         return time.monotonic() + wait
 
-    def _report(self, objects: int, changed: int, started: float, *, full: bool) -> None:
+    def _report(self, done: _Done, started: float, *, full: bool) -> None:
+        changed, objects = len(done.changed), done.objects
         milliseconds = round((time.perf_counter() - started) * 1000, 1)
         self.syncs += 1
         self.last_sync = LastSync(time.time(), milliseconds, changed, objects, full)

@@ -5,6 +5,7 @@ Kubernetes objects or any dataplane. If a backend needs to know something that i
 table is wrong.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from immutables import Map
@@ -170,7 +171,7 @@ class Changes(Struct, frozen=True):
     `network` is the node-wide part where that changed, else None.
     """
 
-    virtual_servers: dict[Key, VirtualServer | None]
+    virtual_servers: Mapping[Key, VirtualServer | None]
     network: NodeNetwork | None = None
 
     def __bool__(self) -> bool:

@@ -186,11 +186,12 @@ def shared(one: Entry) -> list[Shared]:
     made = []
     if server.kind is Kind.CLUSTER:
         made.append(Shared(family, "cluster-ips", str(server.key.address)))
-    for endpoint in {_target(end): end for end in (*one.cluster, *one.local) if end.local}.values():
-        address, protocol = endpoint.address, server.key.protocol.lower()
-        made.append(
-            Shared(family, "hairpin", f"{address} . {address} . {protocol} . {endpoint.port}")
-        )
+    on_node = {end for end in (*one.cluster, *one.local) if end.local}
+    for address, port in sorted({(end.address, end.port) for end in on_node}):
+        protocol = server.key.protocol.lower()
+        made.append(Shared(family, "hairpin", f"{address} . {address} . {protocol} . {port}"))
+    if not has_own_chains(server):
+        return made
     own = own_objects(one)
     made += [Shared(family, "chain", chain.name) for chain in own.chains]
     made += [Shared(family, "map", container.name) for container in own.maps]

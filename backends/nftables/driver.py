@@ -24,6 +24,8 @@ from vipd.proxy.virtualserver import Key, NodeNetwork
 LARGEST_TRANSACTION = 10_000
 """Elements in one transaction. A cold start in larger ones is hardly faster, and `nft` needs
 about 1 kB of memory for each element."""
+AT_ONCE = 2
+"""Runs of nft side by side."""
 PATIENCE_SECONDS = 300.0
 """How long one run of nft may take before it is killed; 250,000 elements take about 4 s."""
 INSTALL = "install Debian's package nftables (1.0.1 or newer)"
@@ -49,6 +51,8 @@ class NftablesDriver:
         self._inherited = tuple(inherited)
         self._nft = nft or shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         self._garbage: set[Shared] = set()
+        self._order = asyncio.Lock()
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""
@@ -69,19 +73,29 @@ class NftablesDriver:
         )
 
     async def commit(self, plan: NftPlan) -> Committed:
-        """Do the plan in transactions of bounded size; the next is written while one is done."""
+        """Do the plan in transactions of bounded size.
+
+        A caller may commit plans side by side, to use two processors for a cold start: what nft
+        does itself takes longer than the kernel's part. A plan that declares something runs alone,
+        because those after it use what it declares.
+        """
+        needed = AT_ONCE if plan.prologue else 1
+        async with self._order:
+            for _ in range(needed):
+                await self._places.acquire()
+        try:
+            return await self._commit(plan)
+        finally:
+            for _ in range(needed):
+                self._places.release()
+
+    async def _commit(self, plan: NftPlan) -> Committed:
         rejected: dict[Key, DataplaneError] = {}
         prologue = plan.prologue
-        running: asyncio.Task[dict[Key, DataplaneError]] | None = None
         for units in _cut(plan):
             text = transaction(prologue, units)
-            if running is not None:
-                rejected |= await running
-            running = asyncio.create_task(self._commit_units(prologue, units, text))
+            rejected |= await self._commit_units(prologue, units, text)
             prologue = ()
-            await asyncio.sleep(0)  # let it start before the next text is written
-        if running is not None:
-            rejected |= await running
         await self._discard(plan)
         return Committed(rejected)
 
@@ -188,18 +202,28 @@ class NftablesDriver:
         """Run nft and return what it printed; raise the DataplaneError that its failure means."""
         if self._nft is None:
             raise Unsupported("nft is not there", INSTALL)
-        process = await asyncio.create_subprocess_exec(
-            self._nft,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            pass_fds=self._inherited,
-        )
+        # A file in memory instead of a pipe: nft reads it at its own pace, whatever else this
+        # process is computing.
+        script = os.memfd_create("nft-script")
+        try:
+            left = memoryview(text.encode())
+            while left:
+                left = left[os.write(script, left) :]
+            os.lseek(script, 0, os.SEEK_SET)
+            process = await asyncio.create_subprocess_exec(
+                self._nft,
+                *arguments,
+                stdin=script,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C"},
+                pass_fds=self._inherited,
+            )
+        finally:
+            os.close(script)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                printed, complaint = await process.communicate(text.encode())
+                printed, complaint = await process.communicate()
         except TimeoutError as error:
             process.kill()
             await process.wait()

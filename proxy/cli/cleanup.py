@@ -26,13 +26,13 @@ def cleanup(socket: str | None, as_json: bool) -> None:
     from vipd.proxy import instance
     from vipd.proxy.cli.output import print_json
     from vipd.proxy.config import DEFAULT_SOCKET
-    from vipd.proxy.errors import ConfigError, DataplaneError
+    from vipd.proxy.errors import DataplaneError, InUseError
 
     path = socket if socket is not None else DEFAULT_SOCKET
     try:
         lock = instance.take(Path(path).parent)
-    except ConfigError as error:
-        click.echo(f"vipd: {error.why}: stop it first", err=True)
+    except InUseError as error:
+        click.echo(f"vipd: {error}: stop it first", err=True)
         sys.exit(1)
     removed: list[str] = []
     failed = False

@@ -1,0 +1,1 @@
+"""Where objects come from: each module turns one sort of input into events."""

@@ -1,0 +1,450 @@
+"""What a test with real packets says: services and their endpoints, and what a client meets.
+
+Lives here: manifests, the daemon over a folder of them, waiting for it without sleeping, and the
+outcome of a request as a short text: "web-1 saw client-1" (the endpoint that answered and the host
+whose address it saw), "refused" or "silence". Must not: know what vipd should do.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from vipd.backends.registry import backend
+from vipd.bench.lab import Lab
+from vipd.bench.lab_ask import Answer, Way
+from vipd.bench.lab_daemon import Daemon
+from vipd.bench.pod import HTTP_PORT, TCP_PORT, UDP_PORT
+from vipd.proxy.control import read
+from vipd.proxy.errors import ControlError, VipdError
+from vipd.proxy.names import Address, Family, Protocol, parse_address
+from vipd.proxy.resolve import resolve
+from vipd.proxy.snapshot import Snapshot, fold
+from vipd.proxy.sources.manifests import load
+from vipd.proxy.status import Status
+from vipd.proxy.views import SettingsView, VirtualServerView
+
+CLI = (sys.executable, "-P", "-m", "vipd.proxy.cli")
+DEADLINE_SECONDS = 20.0
+POLL_SECONDS = 0.004
+SILENCE_SECONDS = 0.4
+"""How long nothing has to come for silence. A late answer makes a test fail, never pass."""
+LOCAL, REMOTE = "web-1", "web-4"
+MANY = 40
+"""Requests after which each of two endpoints chosen at random was met (but for 1 in 10^12)."""
+REFUSED, SILENCE = "refused", "silence"
+TABLES = ("ip vipd", "ip6 vipd", "ip vipd-skeleton", "ip6 vipd-skeleton")
+Manifest = dict[str, Any]
+
+
+class Flavour(NamedTuple):
+    """IP family and protocol, with what the pods of the lab have for it."""
+
+    family: Family
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.protocol}"
+
+    @property
+    def way(self) -> Way:
+        return "udp" if self.protocol is Protocol.UDP else "tcp"
+
+    @property
+    def target(self) -> int:
+        return UDP_PORT if self.protocol is Protocol.UDP else TCP_PORT
+
+
+FLAVOURS = [Flavour(family, p) for family in Family for p in (Protocol.TCP, Protocol.UDP)]
+TCP4, UDP4, TCP6, UDP6 = FLAVOURS
+TARGETS = {"http": HTTP_PORT, "tcp": TCP_PORT, "udp": UDP_PORT}
+
+_numbers = itertools.count(1)
+
+
+def service(name: str, *addresses: Address, labels: dict[str, str] | None = None, **spec: Any) -> Manifest:
+    """A Service with cluster IPs."""
+    texts = [str(one) for one in addresses]
+    annotations = spec.pop("annotations", {})
+    status = spec.pop("status", {})
+    ips = {"clusterIP": texts[0], "clusterIPs": texts} if texts else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": "test",
+            "labels": labels or {},
+            "annotations": annotations,
+        },
+        "spec": {**ips, **spec},
+        "status": status,
+    }
+
+
+def endpoint_slice(
+    name: str,
+    family: Family,
+    endpoints: Sequence[Manifest],
+    ports: Sequence[Manifest],
+    *,
+    of: str | None = None,
+    labels: dict[str, str] | None = None,
+) -> Manifest:
+    """An EndpointSlice of the service `of`, which is called like the slice where not said."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": name,
+            "namespace": "test",
+            "labels": {"kubernetes.io/service-name": of or name, **(labels or {})},
+        },
+        "addressType": str(family),
+        "ports": list(ports),
+        "endpoints": list(endpoints),
+    }
+
+
+def node(name: str, lab: Lab, **labels: str) -> Manifest:
+    host = lab.node(name)
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"podCIDRs": [str(one) for one in host.pods]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": str(one)} for one in host.addresses]
+        },
+    }
+
+
+def service_cidr(*cidrs: str) -> Manifest:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": list(cidrs)},
+    }
+
+
+def until(holds: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS) -> None:
+    """Ask again and again until it holds; fail with `what` at the deadline."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(POLL_SECONDS)
+
+
+class Served:
+    """A service of one port (80) that a test changes and asks."""
+
+    def __init__(self, cluster: "Cluster", flavour: Flavour, spec: Manifest) -> None:
+        number = next(_numbers)
+        self.cluster = cluster
+        self.flavour = flavour
+        self.name = f"service-{number}"
+        self.address = cluster_ip(number, flavour.family)
+        self.node_port = 30000 + number
+        self.outside_address = outside_ip(number, flavour.family)
+        """For an external or load-balancer IP."""
+        self.labels: dict[str, str] = {}
+        self._spec = spec
+        self._endpoints: list[Manifest] = []
+
+    # What is in the folder
+
+    def port(self, **more: Any) -> Manifest:
+        return {
+            "name": "main",
+            "protocol": str(self.flavour.protocol),
+            "port": 80,
+            "targetPort": self.flavour.target,
+            **more,
+        }
+
+    def manifest(self) -> Manifest:
+        spec = {"type": "ClusterIP", "ports": [self.port()], **self._spec}
+        if spec["type"] in ("NodePort", "LoadBalancer"):
+            spec["ports"] = [{"nodePort": self.node_port, **one} for one in spec["ports"]]
+        addresses = () if spec["type"] == "ExternalName" else (self.address,)
+        if spec.get("clusterIP") == "None":
+            addresses = ()
+        return service(self.name, *addresses, labels=self.labels, **spec)
+
+    def slice(self) -> Manifest:
+        port = {"name": "main", "protocol": str(self.flavour.protocol), "port": self.flavour.target}
+        return endpoint_slice(self.name, self.flavour.family, self._endpoints, [port])
+
+    def endpoint(self, pod: str, **conditions: bool) -> Manifest:
+        """One endpoint; ready, serving and terminating may be given."""
+        host = self.cluster.lab.node(pod)
+        return {
+            "addresses": [str(host.address(self.flavour.family))],
+            "nodeName": host.node or host.name,
+            "conditions": conditions,
+            "targetRef": {"kind": "Pod", "name": pod, "namespace": "test"},
+        }
+
+    def endpoints(self, *pods: str | Manifest) -> "Served":
+        """Let it have these endpoints, and wait until it is so."""
+        self._endpoints = [self.endpoint(p) if isinstance(p, str) else p for p in pods]
+        self.cluster.apply(self.slice())
+        self.cluster.settled()
+        return self
+
+    def change(self, **spec: Any) -> "Served":
+        """Change fields of the spec, and wait until it is so; None takes a field away."""
+        self._spec = {k: v for k, v in {**self._spec, **spec}.items() if v is not None}
+        self.cluster.apply(self.manifest())
+        self.cluster.settled()
+        return self
+
+    def labelled(self, **labels: str) -> "Served":
+        """Let the Service have these labels (`__` stands for `/`), and wait until it is so."""
+        self.labels = {name.replace("__", "/").replace("_", "-"): v for name, v in labels.items()}
+        return self.change()
+
+    def remove(self) -> None:
+        """Delete the Service and its slice, and wait until it is so."""
+        self.cluster.remove(self.manifest(), self.slice())
+        self.cluster.settled()
+
+    # What a client meets
+
+    def ask(self, client: str, to: Address | None = None, port: int = 80, **how: Any) -> Answer:
+        where = self.address if to is None else to
+        return self.cluster.lab.ask(client, self.flavour.way, where, port, **how)
+
+    def outcome(self, client: str, to: Address | None = None, port: int = 80) -> str:
+        where = self.address if to is None else to
+        return self.cluster.outcome(client, self.flavour.way, where, port)
+
+    def outcomes(self, client: str, to: Address | None = None, port: int = 80) -> set[str]:
+        """What a client meets in so many requests that it meets everything there is."""
+        return {self.outcome(client, to, port) for _ in range(MANY)}
+
+    def pods(self, client: str, count: int = MANY, to: Address | None = None, port: int = 80) -> list[str]:
+        """Who answers in turn."""
+        return [self.ask(client, to, port).pod for _ in range(count)]
+
+    def on_node(self, host: str = "node") -> tuple[Address, int]:
+        """Address and number of the node port."""
+        return self.cluster.lab.node(host).address(self.flavour.family), self.node_port
+
+
+def cluster_ip(number: int, family: Family) -> Address:
+    if family is Family.IPV4:
+        return parse_address(f"10.96.{number // 250}.{number % 250 + 1}")
+    return parse_address(f"fd00:10:96::{number:x}")
+
+
+def outside_ip(number: int, family: Family) -> Address:
+    if family is Family.IPV4:
+        return parse_address(f"203.0.113.{number % 250 + 1}")
+    return parse_address(f"2001:db8:113::{number:x}")
+
+
+class Cluster:
+    """vipd on the lab's node, and its folder of manifests."""
+
+    def __init__(self, lab: Lab, directory: Path, *flags: str) -> None:
+        self.lab = lab
+        self.folder = directory / "manifests"
+        self.folder.mkdir()
+        self.daemon = Daemon(lab, self.folder, directory)
+        self.daemon.arguments += flags
+        self.socket = str(self.daemon.socket)
+        self._base = {self._path(one) for one in self.apply(*(node(n, lab) for n in ("node", "node-2")))}
+
+    # The folder
+
+    def _path(self, manifest: Manifest) -> Path:
+        head = manifest["metadata"]
+        return self.folder / f"{manifest['kind'].lower()}-{head['name']}.json"
+
+    def apply(self, *manifests: Manifest) -> tuple[Manifest, ...]:
+        """Write them, each at once and whole."""
+        for one in manifests:
+            path = self._path(one)
+            draft = path.with_name(f".{path.name}")
+            draft.write_text(json.dumps(one))
+            draft.rename(path)
+        return manifests
+
+    def remove(self, *manifests: Manifest) -> None:
+        for one in manifests:
+            self._path(one).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Take away what tests left, and see that all of it goes."""
+        for path in set(self.folder.iterdir()) - self._base:
+            path.unlink()
+        self.settled()
+
+    def serve(self, flavour: Flavour, *pods: str | Manifest, **spec: Any) -> Served:
+        """A service with these endpoints, programmed."""
+        served = Served(self, flavour, spec)
+        self.apply(served.manifest())
+        return served.endpoints(*pods)
+
+    # The daemon
+
+    def start(self) -> None:
+        self.daemon.start()
+
+    def stop(self) -> None:
+        self.daemon.stop()
+
+    def kill(self) -> None:
+        """End the daemon as a crash does."""
+        os.kill(self.status().pid, signal.SIGKILL)
+        self.daemon.stop()
+
+    def status(self) -> Status:
+        return msgspec.json.decode(read(self.socket, "status"), type=Status)
+
+    def services(self) -> list[VirtualServerView]:
+        return msgspec.json.decode(read(self.socket, "services"), type=list[VirtualServerView])
+
+    def difference(self) -> str:
+        """What is still to be committed for what the folder holds, as `vipd plan` would print."""
+        told = msgspec.json.decode(read(self.socket, "settings"), type=SettingsView)
+        snapshot, _ = fold(Snapshot(), load([str(self.folder)]))
+        table = resolve(snapshot, told.node())
+        compiler = backend(told.mode).compiler
+        wanted = compiler.compile(table.virtual_servers(), table.network)
+        programmed = read(self.socket, "program")
+        if programmed == b"null":
+            return "everything"
+        return str(compiler.plan(compiler.load(programmed), wanted)[0])
+
+    def settled(self) -> None:
+        """Wait until everything in the folder is committed."""
+        left = ["?"]
+
+        def nothing_left() -> bool:
+            with contextlib.suppress(VipdError):
+                left[0] = self.difference()
+            return not left[0]
+
+        try:
+            until(nothing_left, "the folder is committed")
+        except AssertionError as failure:
+            raise AssertionError(f"{failure}; left:\n{left[0]}\n{self.daemon.log_tail()}") from None
+
+    def cli(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command of vipd on the node."""
+        return self.lab.exec("node", [*CLI, *arguments], **how)
+
+    # The kernel
+
+    def nft(self, *arguments: str, input: str | None = None) -> str:
+        done = self.lab.exec("node", ["nft", *arguments], input=input)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def tables(self) -> set[str]:
+        return {line.removeprefix("table ") for line in self.nft("list", "tables").splitlines()}
+
+    def rules(self) -> list[Any]:
+        """Everything in our tables with handles, but for counters and clients remembered."""
+        return [
+            _without_counters(json.loads(self.nft("-j", "list", "table", *table.split())))
+            for table in TABLES
+        ]
+
+    def matches_the_kernel(self) -> bool:
+        """Whether the kernel has exactly what the daemon says it programmed."""
+        from vipd.backends.nftables.driver import NftablesDriver
+        import asyncio
+
+        compiler = backend("nftables").compiler
+        programmed = compiler.load(read(self.socket, "program"))
+        driver = NftablesDriver()
+        seen = self.lab.run("node", lambda: asyncio.run(driver.observe()))
+        return seen is not None and _comparable(seen) == _comparable(programmed)
+
+    # Packets
+
+    def outcome(self, client: str, way: Way, to: Address, port: int) -> str:
+        """What one request meets. Silence is waited for a second time, so slowness is not silence."""
+        try:
+            answer = self.lab.ask(client, way, to, port, timeout=SILENCE_SECONDS)
+        except ConnectionRefusedError:
+            return REFUSED
+        except TimeoutError:
+            return SILENCE
+        return f"{answer.pod} saw {self.host_of(answer.source)}"
+
+    def host_of(self, address: Address) -> str:
+        for host in self.lab.topology.hosts:
+            if address in host.addresses:
+                return host.name
+        return str(address)
+
+
+def _comparable(seen: Any) -> object:
+    return msgspec.structs.asdict(seen)
+
+
+_VOLATILE = ("counter", "packets", "bytes", "expires")
+
+
+def _without_counters(value: Any) -> Any:
+    if isinstance(value, dict):
+        memory = "map" in value and "dynamic" in value["map"].get("flags", ())
+        return {
+            key: _without_counters(one)
+            for key, one in value.items()
+            if key not in _VOLATILE and not (memory and key == "elem")
+        }
+    if isinstance(value, list):
+        return [_without_counters(one) for one in value]
+    return value
+
+
+class Held:
+    """A TCP connection to an echo server that stays open."""
+
+    def __init__(self, cluster: Cluster, client: str, to: Address, port: int) -> None:
+        import socket
+
+        family = socket.AF_INET if to.version == 4 else socket.AF_INET6
+        self._socket = cluster.lab.socket(client, family)
+        self._socket.settimeout(DEADLINE_SECONDS)
+        self._socket.connect((str(to), port))
+        self._lines = self._socket.makefile("rwb", buffering=0)
+        self.port = self._socket.getsockname()[1]
+
+    def who(self) -> str:
+        """Ask over it; return the pod's name."""
+        self._lines.write(b"who\n")
+        return self._lines.readline().decode().partition(" ")[0]
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def held(cluster: Cluster, client: str, to: Address, port: int = 80) -> Iterator[Held]:
+    one = Held(cluster, client, to, port)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def every(pods: Iterable[str], saw: str) -> set[str]:
+    """The outcomes in which each of the pods saw one host."""
+    return {f"{pod} saw {saw}" for pod in pods}
