@@ -40,6 +40,8 @@ async def run(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if os.geteuid() != 0:
+        await _require(backend(config.mode))  # before the lock file, which root alone may make
     lock = instance.take(Path(config.socket).parent)
     dataplane = backend(config.mode, inherited=(lock,))
     source = ManifestSource(config.manifests)
@@ -81,16 +83,20 @@ async def _syncing(sync: Sync[Any, Any, Any], source: ManifestSource, dataplane:
     try:
         await sync.run(source.events())
     except Unsupported:
-        # Say everything that is missing, not only what failed first.
-        capabilities = await dataplane.driver.probe()
-        missing = [one for one in capabilities.found if one.needed and not one.present]
-        if missing:
-            raise Unsupported(
-                f"mode {capabilities.mode} does not work here",
-                "; ".join(f"{one.name}: {one.remedy or one.detail}" for one in missing),
-            ) from None
+        await _require(dataplane)  # says everything that is missing, not only what failed first
         raise
     await asyncio.Event().wait()
+
+
+async def _require(dataplane: Backend) -> None:
+    """Raise Unsupported where the mode cannot work here, with all that is missing."""
+    capabilities = await dataplane.driver.probe()
+    missing = [one for one in capabilities.found if one.needed and not one.present]
+    if missing:
+        raise Unsupported(
+            f"mode {capabilities.mode} does not work here",
+            "; ".join(f"no {one.name}: {one.remedy or one.detail}" for one in missing),
+        )
 
 
 def _synced() -> None:
@@ -109,7 +115,7 @@ def _readers(
 ) -> dict[str, Callable[[], Awaitable[object]]]:
     """Return what the control socket answers, by name. The pure work is done off the event loop."""
 
-    async def status() -> Status:
+    def describe() -> Status:
         servers = sync.table.virtual_servers()
         said = Status(
             version=VERSION,
@@ -132,6 +138,9 @@ def _readers(
             passed_over=views.passed_over(source.passed_over),
         )
         return judged(said)
+
+    async def status() -> Status:
+        return await asyncio.to_thread(describe)
 
     async def services() -> list[views.VirtualServerView]:
         return await asyncio.to_thread(views.services, sync.table.virtual_servers())

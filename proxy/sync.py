@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from vipd.backends.protocol import Compiler, Driver, Plan
-from vipd.proxy.errors import DataplaneError, ManifestError, Retry
+from vipd.proxy.errors import DataplaneError, ManifestError, Retry, Unsupported
 from vipd.proxy.events import Event, Problem, Synced
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
@@ -157,6 +157,8 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
             else:
                 changed = await self._commit_changes(before)
         except DataplaneError as error:
+            if isinstance(error, Unsupported) and not self.synced:
+                raise  # nothing was ever served here: that is for the operator to see to
             return self._failed(error)
         self._settled(changed)
         self._report(changed, started, full=before is None)

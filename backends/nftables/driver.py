@@ -173,13 +173,9 @@ class NftablesDriver:
         text = str(plan(None, compile_program((), network))[0])
         try:
             await self._run(["--check", "-f", "-"], text)
+        except Unsupported as error:
+            return [Capability(error.capability, False, remedy=error.remedy)]
         except DataplaneError as error:
-            if "Operation not permitted" in str(error):
-                return [
-                    Capability(
-                        "CAP_NET_ADMIN", False, remedy="run as root, or inside `unshare -Urnm`"
-                    )
-                ]
             found = [await self._probe_feature(*feature) for feature in _FEATURES]
             if all(one.present for one in found):
                 found.append(Capability("the program", False, str(error)))
@@ -276,6 +272,8 @@ def _error(code: int, operation: str, complaint: str) -> DataplaneError:
         return Rejected(f"nft {operation}", f"nft crashed (signal {-code})")
     if code < 0:
         return UnknownResult(f"nft was ended by signal {-code}: {first}")
+    if "Operation not permitted" in complaint:
+        return Unsupported("CAP_NET_ADMIN", "run as root, or inside `unshare -Urnm`")
     if "Device or resource busy" in complaint or "No buffer space" in complaint:
         return Busy(first)
     if "No such file or directory" in complaint or "File exists" in complaint:
