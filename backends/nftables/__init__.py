@@ -1,0 +1,1 @@
+"""The nftables backend: slot maps under a constant set of chains (docs/nftables.md)."""
