@@ -15,16 +15,19 @@ from vipd.proxy.virtualserver import Endpoint
 
 MOST_SLOTS = 65535
 """A slot number has 16 bits in the dataplanes, and 0 is none."""
-MAGLEV_SLOTS = 1021
-"""Prime. With up to about 100 endpoints every share is within 10 % of fair."""
+MAGLEV_SIZES = (1021, 10007, 65521)
+"""Sizes of Maglev tables, prime. The smallest with ten slots for each share is taken, so that
+shares are within about 10 % of fair; the largest fits MOST_SLOTS."""
 
 
 def assign(before: Sequence[Endpoint], endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
     """Return the slots for `endpoints`, each as many as it weighs, moving as little as possible.
 
     Endpoints keep the slots they have in `before`; what stands behind the new end moves into the
-    holes, and new endpoints take what is left. Weights are divided by their common divisor.
+    holes, and new endpoints take what is left. Weights are divided by their common divisor, and
+    endpoints beyond MOST_SLOTS get none.
     """
+    endpoints = endpoints[:MOST_SLOTS]
     if not before and all(one.weight == 1 for one in endpoints):
         return tuple(endpoints)  # by far the most frequent case, and a cold start is made of it
     shares = _shares(endpoints)
@@ -55,10 +58,12 @@ def maglev(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
 
     An endpoint of weight w takes w turns in each round.
     """
+    endpoints = endpoints[:MOST_SLOTS]
     if not endpoints:
         return ()
-    size = MAGLEV_SLOTS
     shares = _shares(endpoints)
+    total = sum(shares.values())
+    size = next((one for one in MAGLEV_SIZES if one >= 10 * total), MAGLEV_SIZES[-1])
     walks = [(one, shares[(one.address, one.port)], *_walk(one, size)) for one in endpoints]
     table: list[Endpoint | None] = [None] * size
     steps = [0] * len(walks)

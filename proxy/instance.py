@@ -6,6 +6,7 @@ The lock is a flock(2) on an inherited descriptor: the `nft` that a killed daemo
 holds it until its transaction is over, so that a new daemon never observes half of one.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -43,9 +44,27 @@ def take(fallback: Path) -> int:
             # Its last transaction is still running: flock has no timeout, so ask again.
             time.sleep(_POLL_SECONDS)
         else:
+            if not _is_still(path, lock):
+                os.close(lock)
+                return take(fallback)  # a cleanup removed the file while this one waited for it
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             return lock
+
+
+def discard(lock: int) -> None:
+    """Remove the lock file that this process holds, as the last trace of vipd."""
+    path = os.readlink(f"/proc/self/fd/{lock}")
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _is_still(path: Path, lock: int) -> bool:
+    """Return whether the locked descriptor is the file that the path names now."""
+    try:
+        return os.stat(path).st_ino == os.fstat(lock).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _folder(fallback: Path) -> Path:

@@ -82,6 +82,8 @@ def network(snapshot: Snapshot, settings: NodeSettings) -> NodeNetwork:
     if ranges is None:
         own = node_addresses(snapshot, settings)
         ranges = tuple(ip_network(address) for address in own if not address.is_loopback)
+        if not own:
+            ranges = _EVERYWHERE  # nobody said which address is the primary one
     else:
         # kube-proxy's rule: a list without a range of a family leaves that family open (§9.4).
         given = {family_of(one) for one in ranges}
@@ -106,9 +108,10 @@ def node_addresses(snapshot: Snapshot, settings: NodeSettings) -> tuple[Address,
 
 def collapse(networks: Iterable[Network]) -> tuple[Network, ...]:
     """Return the networks without overlaps, IPv4 first, sorted."""
-    four = [one for one in networks if one.version == 4]
-    six = [one for one in networks if one.version == 6]
-    return (*collapse_addresses(four), *collapse_addresses(six))
+    known = list(networks)
+    four = collapse_addresses([one for one in known if one.version == 4])
+    six = collapse_addresses([one for one in known if one.version == 6])
+    return (*four, *six)
 
 
 class ThisNode(Struct, frozen=True):

@@ -38,7 +38,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     """Bit of the packet mark (0-31) that asks for masquerade until postrouting; kube-proxy's 14."""
     node_port_addresses: tuple[Network, ...] | None = None
     """Ranges of own addresses that answer node ports. None (the default): the node's primary
-    addresses only, as kube-proxy's nftables mode does. All: 0.0.0.0/0 and ::/0."""
+    addresses only, as kube-proxy's nftables mode does; every own address where neither a Node
+    object nor `node_ips` says which they are. All: 0.0.0.0/0 and ::/0."""
     service_cidrs: tuple[Network, ...] = ()
     """Ranges of cluster IPs, added to those of ServiceCIDR objects: unallocated addresses in them
     are dropped. Empty: nothing is dropped."""

@@ -157,12 +157,20 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
             else:
                 changed = await self._commit_changes(before)
         except DataplaneError as error:
-            if isinstance(error, Unsupported) and not self.synced:
-                raise  # nothing was ever served here: that is for the operator to see to
+            if not self.synced and error.retry is not Retry.AFTER_BACKOFF:
+                await self._give_up_where_hopeless(error)
             return self._failed(error)
         self._settled(changed)
         self._report(changed, started, full=before is None)
         return None
+
+    async def _give_up_where_hopeless(self, error: DataplaneError) -> None:
+        """Raise Unsupported where the first sync failed because this host lacks something.
+
+        A missing kernel module reads like a missing object, so the error alone does not tell.
+        """
+        if isinstance(error, Unsupported) or not (await self.driver.probe()).supported:
+            raise Unsupported("the dataplane does not work here", str(error)) from error
 
     async def _commit_changes(self, before: ProgramT) -> _Done:
         changes = Changes(dict(self._pending), self._pending_network)

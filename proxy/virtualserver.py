@@ -61,7 +61,7 @@ class Refusal(StrEnum):
     """What a new connection meets where the list to use is empty."""
 
     REJECT = "reject"
-    """ICMP port unreachable: there is no endpoint anywhere."""
+    """Refused at once (reset, or ICMP port unreachable): there is no endpoint anywhere."""
     DROP = "drop"
     """Silence: there are endpoints, but none on this node (policy Local)."""
 
@@ -144,7 +144,10 @@ class Conflict(Struct, frozen=True):
 
     def __str__(self) -> str:
         losers = ", ".join(str(name) for name in self.losers)
-        return f"{self.key} is claimed by {self.winner} (the oldest, which has it) and {losers}"
+        return (
+            f"{self.key} is claimed by {self.winner}, which is older or first by name and has it"
+            f", and by {losers}"
+        )
 
 
 class Table(Struct, frozen=True):

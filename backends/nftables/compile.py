@@ -168,6 +168,8 @@ def _verdicts(one: Entry, prefix: str, key: str) -> Iterator[Element]:
     if not reachable:
         refusal = "goto refuse" if server.when_empty is Refusal.REJECT else "drop"
         yield Element(f"{prefix}no-endpoints", key, refusal)
+        # Not translated and not looked for among node ports: the filter hooks refuse it.
+        verdict = verdict or "accept"
     if server.allowed_sources is not None:
         for source in server.allowed_sources:
             text = str(source.network_address if source.num_addresses == 1 else source)

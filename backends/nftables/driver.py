@@ -80,13 +80,15 @@ class NftablesDriver:
         because those after it use what it declares.
         """
         needed = AT_ONCE if plan.prologue else 1
-        async with self._order:
-            for _ in range(needed):
-                await self._places.acquire()
+        held = 0
         try:
+            async with self._order:
+                while held < needed:
+                    await self._places.acquire()
+                    held += 1
             return await self._commit(plan)
         finally:
-            for _ in range(needed):
+            for _ in range(held):
                 self._places.release()
 
     async def _commit(self, plan: NftPlan) -> Committed:

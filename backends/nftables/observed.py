@@ -21,6 +21,8 @@ from vipd.backends.nftables.pipeline import (
 from vipd.proxy.names import Family, Protocol, parse_address
 from vipd.proxy.virtualserver import Endpoint, Key
 
+_PROTOCOL_OF_NUMBER = {"6": "tcp", "17": "udp", "132": "sctp"}
+
 Place = tuple[Family, str]
 """Family and name of a container or chain."""
 
@@ -174,7 +176,22 @@ def _element(item: Any) -> tuple[str, str]:
     key, value = item if isinstance(item, list) else (item, None)
     if isinstance(key, dict) and "elem" in key:
         key = key["elem"]["val"]
-    return _text(key), "" if value is None else _text(value)
+    return _key_text(key), "" if value is None else _text(value)
+
+
+def _key_text(key: Any) -> str:
+    """Return a key as compile.py spells it; its first part that is no address is a protocol.
+
+    Where /etc/protocols is missing (no package netbase), nft prints the protocol's number.
+    """
+    if not (isinstance(key, dict) and "concat" in key):
+        return _text(key)
+    parts = list(map(_text, key["concat"]))
+    for place, part in enumerate(parts):
+        if "." not in part and ":" not in part:
+            parts[place] = _PROTOCOL_OF_NUMBER.get(part, part)
+            break
+    return " . ".join(parts)
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ Words: K is the key of a virtual server with an address (``daddr . l4proto . dpo
 node port (``l4proto . dport``). The slot travels from the chain that picks it to the one that
 translates in ``meta priority`` (skb->priority), because nft 1.0.6 can neither declare a map key of
 type integer nor add a rule to a ``typeof`` map in a later transaction ("conflicting protocols
-specified: tcp vs. th"); ip_forward() overwrites that field for forwarded packets anyway.
+specified: tcp vs. th"). Postrouting clears it again, so that no qdisc takes it for a class.
 Slots 0:1… are the cluster list, 1:1… the local list, 8000:0 and up are endpoints by identity.
 """
 
@@ -20,7 +20,8 @@ from vipd.proxy.virtualserver import NodeNetwork
 
 NOT_A_SYN = "meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 PORTS = "meta l4proto { tcp, udp, sctp }"
-MARK_GENERATION = "ct mark set ct mark and 0x00ffffff or 0x4e000000"
+GENERATION = "0x4e000000"
+MARK_GENERATION = f"ct mark set ct mark and 0x00ffffff or {GENERATION}"
 """Flows that this program translates carry 0x4e ("N") in the top byte of the connection mark, so
 that a drain can see them. The lower bytes belong to others."""
 HASH_SEED = "0x76697064"
@@ -265,11 +266,19 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
     w = WORDS[family]
     no_endpoints = Rule(f"{w.k} vmap @no-endpoints")
     keep = Rule(f"{NOT_A_SYN} return", "a connection in mid-stream keeps its way")
-    passing = [keep, no_endpoints, Rule(f"{w.daddr} @cluster-ips goto refuse", "unknown port")]
+    translated = Rule(
+        f"ct mark and 0xff000000 == {GENERATION} ct status dnat return", "goes to an endpoint"
+    )
+    passing = [
+        translated,
+        keep,
+        no_endpoints,
+        Rule(f"{w.daddr} @cluster-ips goto refuse", "unknown port"),
+    ]
     unallocated = networks(network.service_cidrs, family)
     if unallocated:
         passing.append(Rule(f"{w.daddr} {unallocated} drop", "no service has this address"))
-    arriving = [keep, no_endpoints]
+    arriving = [translated, keep, no_endpoints]
     own = _node_port_match(family, network)
     if own:
         arriving.append(Rule(f"{own} {w.n} vmap @node-port-no-endpoints"))
@@ -299,6 +308,10 @@ def _masquerading(family: Family, network: NodeNetwork) -> Chain:
     return Chain(
         "nat-postrouting",
         (
+            Rule(
+                f"ct mark and 0xff000000 == {GENERATION} ct status dnat meta priority set none",
+                "the slot is not for qdiscs",
+            ),
             Rule(
                 f"meta mark and {mark} == {mark} meta mark set meta mark xor {mark} "
                 "masquerade fully-random",

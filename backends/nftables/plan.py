@@ -67,12 +67,18 @@ class NftPlan(Struct, frozen=True):
         return bool(self.prologue or self.units or self.garbage)
 
     def __str__(self) -> str:
-        return transaction(self.prologue, self.units) + discard(self.garbage)
+        # The order of units means nothing to the kernel, but the same plan should read the same.
+        ordered = sorted(self.units, key=lambda unit: (unit.family, _place(unit.key)))
+        return transaction(self.prologue, ordered) + discard(self.garbage)
 
     @property
     def size(self) -> int:
         """Return the number of objects that are added or removed."""
         return len(self.prologue) + sum(unit.size for unit in self.units) + len(self.garbage)
+
+
+def _place(key: Key | None) -> tuple[int, int, str, int]:
+    return (0, 0, "", 0) if key is None else key.sort_key()
 
 
 def transaction(prologue: Sequence[str], units: Iterable[Unit]) -> str:

@@ -45,6 +45,7 @@ def cleanup(socket: str | None, as_json: bool) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
         removed.append(f"socket {path}")
+    instance.discard(lock)
     if as_json:
         print_json(msgspec.json.encode({"removed": removed}))
     else:

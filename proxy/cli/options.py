@@ -29,7 +29,12 @@ _NODE_OPTIONS = [
         metavar="CIDR,…|primary",
         help="Own addresses that answer node ports. Default: primary.",
     ),
-    click.option("--masquerade-all", is_flag=True, default=None, help="Masquerade all of it."),
+    click.option(
+        "--masquerade-all",
+        is_flag=True,
+        default=None,
+        help="Masquerade all traffic to cluster IPs.",
+    ),
 ]
 _SOCKET_OPTION = click.option(
     "--socket",

@@ -16,7 +16,12 @@ from vipd.proxy.cli.options import flags, node_options, socket_option
 )
 @node_options
 @socket_option
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How log lines are written to standard error. Default: text.",
+)
 @click.argument("more", nargs=-1, metavar="[PATH]…")
 def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **told: Any) -> None:
     """Serve the services of this node until SIGTERM.

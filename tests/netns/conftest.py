@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.netns.cluster import FLAVOURS, Cluster, Flavour
+
 from vipd.bench.lab import Lab, obstacle, running
 
 _UNLIMITED = (
@@ -27,7 +27,8 @@ def lab() -> Iterator[Lab]:
     if reason is not None:
         pytest.skip(f"no network namespaces here: {reason}")
     with running(f"vt{os.getpid()}") as built:
-        built.run("node", _lift_limits)
+        for host in ("node", "outside"):
+            built.run(host, _lift_limits)
         yield built
 
 

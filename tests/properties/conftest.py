@@ -27,5 +27,5 @@ settings.load_profile("vipd")
 def small_maglev() -> Iterator[None]:
     """Make Maglev tables of 31 slots, so that every slot of one can be tried."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vipd.backends.slots.MAGLEV_SLOTS", 31)
+        patch.setattr("vipd.backends.slots.MAGLEV_SIZES", (31,))
         yield

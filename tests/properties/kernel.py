@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
 from tests.properties.statements import references
+
 from vipd.backends.nftables.objects import SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed
 from vipd.backends.nftables.pipeline import containers, skeleton
@@ -225,7 +226,9 @@ def _check(text: str, types: list[str] | str, family: Family, interval: bool) ->
             case "inet_service":
                 good = part.isdecimal() and 0 < int(part) < 65536
             case "classid":
-                good = bool(re.fullmatch(r"(0|[1-9a-f][0-9a-f]{0,3}):(0|[1-9a-f][0-9a-f]{0,3})", part))
+                good = bool(
+                    re.fullmatch(r"(0|[1-9a-f][0-9a-f]{0,3}):(0|[1-9a-f][0-9a-f]{0,3})", part)
+                )
                 good &= part not in ("0:0", "ffff:ffff")  # printed as none and root
         if not good:
             raise Refused(f"syntax error: {part} is no {kind}")
@@ -235,7 +238,7 @@ def _check_overlap(container: Container, key: str) -> None:
     head, _, last = key.rpartition(" . ")
     for other in container.elements:
         other_head, _, other_last = other.rpartition(" . ")
-        if other_head == head and ip_network(last).overlaps(ip_network(other_last)):  # type: ignore[arg-type]
+        if other_head == head and ip_network(last).overlaps(ip_network(other_last)):
             raise Refused(f"File exists: {key} overlaps {other}")
 
 

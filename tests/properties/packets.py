@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from tests.properties.kernel import Kernel, Table
 from tests.properties.statements import Flight, Packet, parse
+
 from vipd.backends.nftables.objects import TABLE
 from vipd.proxy import virtualserver as table_of
-from vipd.proxy.names import Address, Family, Protocol
+from vipd.proxy.names import Address, Network, Protocol
 from vipd.proxy.virtualserver import Endpoint, Key, Kind, Masquerade, Use, VirtualServer
 
 Memory = dict[str, dict[str, str]]
@@ -148,15 +149,13 @@ def _rule(text: str, flight: Flight) -> str | None:
     return None
 
 
-def promised(
-    table: table_of.Table, packet: Packet, own: frozenset[Address]
-) -> frozenset[Outcome]:
+def promised(table: table_of.Table, packet: Packet, own: frozenset[Address]) -> frozenset[Outcome]:
     """Return what may become of the packet by the table of virtual servers and the reference."""
     if packet.protocol == "tcp" and not packet.syn:
         return frozenset({Outcome("pass")})
     server = _addressed(table, packet, own)
     if server is not None:
-        return _served(server, packet, table.network, own)
+        return _served(server, packet, table, own)
     if packet.destination not in own:
         cluster_ips = {
             one.key.address for one in table.virtual_servers() if one.kind is Kind.CLUSTER
@@ -187,13 +186,13 @@ def _addressed(
 def _served(
     server: VirtualServer,
     packet: Packet,
-    network: table_of.NodeNetwork,
+    table: table_of.Table,
     own: frozenset[Address],
 ) -> frozenset[Outcome]:
     allowed = server.allowed_sources
     if allowed is not None and not _inside(packet.source, allowed):
         return frozenset({Outcome("drop")})
-    pod, node = _is_pod(packet, network), packet.source in own
+    pod, node = _is_pod(packet, table.network), packet.source in own
     masquerade = server.masquerade is Masquerade.ALWAYS or (
         server.masquerade is Masquerade.OFF_CLUSTER and not pod
     )
@@ -207,14 +206,23 @@ def _served(
             endpoints, masquerade = server.cluster, True
     if not endpoints:
         return frozenset({Outcome(server.when_empty.value)})
-    return frozenset(_reached(one, packet, masquerade, own) for one in endpoints)
+    return frozenset(
+        _reached(one, masquerade or _is_hairpin(one, packet, table), own) for one in endpoints
+    )
 
 
-def _reached(
-    endpoint: Endpoint, packet: Packet, masquerade: bool, own: frozenset[Address]
-) -> Outcome:
-    hairpin = endpoint.local and endpoint.address == packet.source
-    masquerade = (masquerade or hairpin) and endpoint.address not in own
+def _is_hairpin(endpoint: Endpoint, packet: Packet, table: table_of.Table) -> bool:
+    """Return whether an endpoint reaches itself, and some service knows that it runs here."""
+    return endpoint.address == packet.source and any(
+        one.local and (one.address, one.port) == (endpoint.address, endpoint.port)
+        for server in table.virtual_servers()
+        if server.key.protocol.lower() == packet.protocol
+        for one in (*server.cluster, *server.local)
+    )
+
+
+def _reached(endpoint: Endpoint, masquerade: bool, own: frozenset[Address]) -> Outcome:
+    masquerade = masquerade and endpoint.address not in own
     return Outcome("dnat", f"{endpoint.address} . {endpoint.port}", masquerade)
 
 
@@ -227,6 +235,5 @@ def _is_pod(packet: Packet, network: table_of.NodeNetwork) -> bool:
     return _inside(packet.source, network.pod_sources.cidrs)
 
 
-def _inside(address: Address, networks: Sequence[table_of.Network]) -> bool:
+def _inside(address: Address, networks: Sequence[Network]) -> bool:
     return any(one.version == address.version and address in one for one in networks)
-

@@ -58,6 +58,7 @@ class Flight:
     destination: Address = field(init=False)
     port: int = field(init=False)
     mark: int = field(init=False)
+    connection_mark: int = 0
     priority: str = "none"
     translated: bool = False
     masqueraded: bool = False
@@ -115,8 +116,19 @@ def _not_a_syn(groups: Groups) -> Statement:
 
 
 def _mark_flow(groups: Groups) -> Statement:
-    assert int(groups[0], 16) & int(groups[1], 16) == 0, "keeps what others wrote"
-    return lambda flight: True
+    kept, new = (int(one, 16) for one in groups)
+    assert kept & new == 0, "keeps what others wrote"
+
+    def do(flight: Flight) -> Result:
+        flight.connection_mark = flight.connection_mark & kept | new
+        return True
+
+    return do
+
+
+def _flow_marked(groups: Groups) -> Statement:
+    mask, wanted = (int(one, 16) for one in groups)
+    return lambda flight: flight.connection_mark & mask == wanted
 
 
 def _mark(groups: Groups) -> Statement:
@@ -273,6 +285,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[Groups], Statement]], ...] = tupl
         (r"meta l4proto (tcp) (reject) with tcp reset", _reset),
         (r"meta l4proto tcp tcp flags & \(fin \| syn \| rst \| ack\) != syn", _not_a_syn),
         (r"ct mark set ct mark and (0x[0-9a-f]{8}) or (0x[0-9a-f]{8})", _mark_flow),
+        (r"ct mark and (0x[0-9a-f]{8}) == (0x[0-9a-f]{8})", _flow_marked),
         (r"ct mark 0x7fffffff counter", _false),
         (r"ct state new", _true),
         (r"ct status dnat", _translated),

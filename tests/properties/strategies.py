@@ -124,7 +124,9 @@ def services(draw: st.DrawFn) -> Service:
     name = draw(st.sampled_from(SERVICE_NAMES))
     cluster_ips = tuple(
         draw(st.sampled_from(CLUSTER_IPS[family]))
-        for family in draw(st.sampled_from([[*Family], [*Family], [*Family], *([one] for one in Family), []]))
+        for family in draw(
+            st.sampled_from([[*Family], [*Family], [*Family], *([one] for one in Family), []])
+        )
     )
     outer = (*OUTER_IPS[Family.IPV4], *OUTER_IPS[Family.IPV6])
     return Service(
@@ -175,10 +177,10 @@ def _slice_endpoints(draw: st.DrawFn, family: Family) -> SliceEndpoint:
     )
 
 
-_USUAL_PORTS = tuple(SlicePort(name, protocol, 8080) for name in PORT_NAMES for protocol in Protocol)
-_PORTS = st.builds(
-    SlicePort, st.sampled_from(PORT_NAMES), protocols, st.sampled_from(TARGET_PORTS)
+_USUAL_PORTS = tuple(
+    SlicePort(name, protocol, 8080) for name in PORT_NAMES for protocol in Protocol
 )
+_PORTS = st.builds(SlicePort, st.sampled_from(PORT_NAMES), protocols, st.sampled_from(TARGET_PORTS))
 
 
 @st.composite
@@ -244,9 +246,7 @@ def _first_slice(one: EndpointSlice) -> EndpointSlice:
 @st.composite
 def clusters(draw: st.DrawFn) -> list[Event]:
     """Return the events of a whole small cluster, each object once."""
-    chosen = draw(
-        st.lists(services(), min_size=1, max_size=4, unique_by=lambda one: one.name)
-    )
+    chosen = draw(st.lists(services(), min_size=1, max_size=4, unique_by=lambda one: one.name))
     names = [one.name for one in chosen]
     first = [
         _first_slice(draw(slices([name], [family])))
@@ -254,7 +254,7 @@ def clusters(draw: st.DrawFn) -> list[Event]:
         for family in Family
         if not draw(rarely)
     ]
-    made = [
+    made: list[KubernetesObject] = [
         *chosen,
         *first,
         *draw(st.lists(slices(names), max_size=3)),

@@ -5,9 +5,9 @@ from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.properties import strategies as some
 from tests.properties.worlds import difference, snapshot_of
+
 from vipd.proxy.events import Applied, Event, Kind, kind_of, name_of
 from vipd.proxy.names import NamespacedName
 from vipd.proxy.resolve import resolve, update

@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
 from tests.properties import strategies as some
 from tests.properties.kernel import Kernel
 from tests.properties.packets import Memory, outcomes, promised
 from tests.properties.test_nft_plan import commit
 from tests.properties.worlds import OWN, packets, program_of, snapshot_of
+
 from vipd.backends.nftables.plan import plan, plan_changes
 from vipd.proxy.events import Event
 from vipd.proxy.resolve import resolve, update

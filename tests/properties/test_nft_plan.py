@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.properties import strategies as some
 from tests.properties.kernel import Kernel
-from tests.properties.worlds import program_of, snapshot_of, table_of
+from tests.properties.worlds import difference, program_of, snapshot_of, table_of
+
 from vipd.backends.nftables.backend import NftablesCompiler
 from vipd.backends.nftables.observed import Observed, dump, load
 from vipd.backends.nftables.plan import (
@@ -103,8 +103,6 @@ def test_rejected_units_leave_what_was_there(
     made, before = plan(None, program_of(before_table))
     kernel = Kernel()
     commit(kernel, made)
-    from tests.properties.worlds import difference
-
     made, after = plan_changes(before, difference(before_table, after_table))
     keys = [unit.key for unit in made.units if unit.key is not None]
     rejected = set(data.draw(st.lists(st.sampled_from(keys), unique=True))) if keys else set()

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from math import gcd
 from random import Random
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vipd.backends.slots import MAGLEV_SLOTS, assign, maglev
+from vipd.backends.slots import MAGLEV_SIZES, MOST_SLOTS, assign, maglev
 from vipd.proxy.names import Address, parse_address
 from vipd.proxy.virtualserver import Endpoint
 
@@ -21,7 +22,9 @@ def lists_of_endpoints(
 ) -> st.SearchStrategy[list[Endpoint]]:
     return st.dictionaries(
         st.sampled_from(PLACES), st.integers(1, heaviest), min_size=least, max_size=most
-    ).map(lambda made: [Endpoint(*place, weight) for place, weight in sorted(made.items(), key=str)])
+    ).map(
+        lambda made: [Endpoint(*place, weight) for place, weight in sorted(made.items(), key=str)]
+    )
 
 
 def shares(endpoints: Sequence[Endpoint]) -> dict[Place, int]:
@@ -52,9 +55,7 @@ def test_no_assignment_moves_less(old: list[Endpoint], new: list[Endpoint]) -> N
 
 
 @given(lists_of_endpoints(), st.randoms(use_true_random=False))
-def test_the_same_endpoints_stay_where_they_are(
-    endpoints: list[Endpoint], random: Random
-) -> None:
+def test_the_same_endpoints_stay_where_they_are(endpoints: list[Endpoint], random: Random) -> None:
     slots = list(assign((), endpoints))
     random.shuffle(slots)
     assert assign(slots, endpoints) == tuple(slots)
@@ -68,11 +69,13 @@ def test_any_memory_of_the_kernel_is_good_enough(
 
 
 @given(lists_of_endpoints(heaviest=1, least=1), st.data())
-def test_a_maglev_table_is_complete_and_fair(endpoints: list[Endpoint], data: st.DataObject) -> None:
+def test_a_maglev_table_is_complete_and_fair(
+    endpoints: list[Endpoint], data: st.DataObject
+) -> None:
     counts = Counter(places(maglev(endpoints)))
-    assert counts.total() == MAGLEV_SLOTS
+    assert counts.total() == MAGLEV_SIZES[0]
     assert counts.keys() == shares(endpoints).keys()
-    assert max(counts.values()) - min(counts.values()) <= MAGLEV_SLOTS * 0.1
+    assert max(counts.values()) - min(counts.values()) <= MAGLEV_SIZES[0] * 0.1
     assert maglev(endpoints) == maglev(list(endpoints))
 
 
@@ -81,7 +84,7 @@ def test_a_heavier_endpoint_has_more_of_a_maglev_table(endpoints: list[Endpoint]
     counts = Counter(places(maglev(endpoints)))
     wanted = shares(endpoints)
     for place, share in wanted.items():
-        fair = MAGLEV_SLOTS * share / sum(wanted.values())
+        fair = MAGLEV_SIZES[0] * share / sum(wanted.values())
         assert abs(counts[place] - fair) <= max(wanted.values()) + 1
 
 
@@ -94,4 +97,16 @@ def test_little_of_a_maglev_table_moves_when_an_endpoint_goes(
     after = maglev([one for one in endpoints if one != gone])
     moved = sum(was != now for was, now in zip(before, after, strict=True) if was != gone)
     assume(gone not in after)
-    assert moved <= MAGLEV_SLOTS * 0.12
+    assert moved <= MAGLEV_SIZES[0] * 0.12
+
+
+def test_many_heavy_endpoints_all_have_a_place_in_a_maglev_table() -> None:
+    heavy = [Endpoint(parse_address(f"10.0.0.{i}"), 80, 100 if i else 99) for i in range(20)]
+    assert len(set(maglev(heavy))) == 20
+
+
+def test_there_are_never_more_slots_than_numbers() -> None:
+    many = [
+        Endpoint(parse_address(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}"), 80) for i in range(65600)
+    ]
+    assert len(assign((), many)) <= MOST_SLOTS

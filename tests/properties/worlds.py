@@ -6,9 +6,9 @@ Lives here: what is not a strategy for objects (strategies.py) and no model of t
 from collections.abc import Iterable
 
 from hypothesis import strategies as st
-
 from tests.properties import strategies as some
 from tests.properties.statements import Packet
+
 from vipd.backends.nftables.compile import Program
 from vipd.backends.nftables.plan import compile_program
 from vipd.proxy.events import Event
@@ -19,9 +19,7 @@ from vipd.proxy.snapshot import Snapshot, fold
 from vipd.proxy.virtualserver import Changes, Key, Table, VirtualServer
 
 OWN: frozenset[Address] = frozenset(
-    address
-    for family in Family
-    for address in (*some.NODE_IPS[family], some.LOOPBACK[family])
+    address for family in Family for address in (*some.NODE_IPS[family], some.LOOPBACK[family])
 )
 
 

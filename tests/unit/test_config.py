@@ -1,0 +1,145 @@
+"""Configuration: flags win over the file, and every problem names its place."""
+
+from pathlib import Path
+
+import pytest
+
+from vipd.proxy.config import DEFAULT_SOCKET, Flags, load
+from vipd.proxy.errors import ConfigError
+from vipd.proxy.names import parse_address, parse_network
+from vipd.proxy.settings import DetectLocal
+
+HEAD = "apiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "vipd.yaml"
+
+
+def written(file: Path, text: str) -> Flags:
+    file.write_text(HEAD + text)
+    return Flags(config=str(file))
+
+
+def test_defaults() -> None:
+    config = load(Flags(node_name="N1"))
+    assert (config.mode, config.socket, config.manifests) == ("nftables", DEFAULT_SOCKET, ())
+    assert config.node.node_name == "n1"
+    assert config.node.node_port_addresses is None
+    assert (config.node.masquerade_all, config.node.masquerade_bit) == (False, 14)
+
+
+def test_every_field_of_a_file(file: Path) -> None:
+    config = load(
+        written(
+            file,
+            "mode: nftables\nmanifests: [/a, /b]\nnodeName: ' Node-1 '\n"
+            "nodeIPs: [192.0.2.1, '2001:db8::1']\nclusterCIDRs: [10.244.0.0/16, 'fd00::/48']\n"
+            "serviceCIDRs: [10.96.0.0/16]\ndetectLocalMode: InterfaceNamePrefix\n"
+            "detectLocal: {interfaceNamePrefix: cali}\nmasqueradeAll: true\nmasqueradeBit: 3\n"
+            "nodePortAddresses: [0.0.0.0/0]\nsocket: /tmp/s\n",
+        )
+    )
+    node = config.node
+    assert (config.manifests, config.socket) == (("/a", "/b"), "/tmp/s")
+    assert node.node_name == "node-1"
+    assert node.node_ips == (parse_address("192.0.2.1"), parse_address("2001:db8::1"))
+    assert node.cluster_cidrs == (parse_network("10.244.0.0/16"), parse_network("fd00::/48"))
+    assert node.service_cidrs == (parse_network("10.96.0.0/16"),)
+    assert (node.detect_local, node.local_interface) == (DetectLocal.INTERFACE_NAME_PREFIX, "cali")
+    assert (node.masquerade_all, node.masquerade_bit) == (True, 3)
+    assert node.node_port_addresses == (parse_network("0.0.0.0/0"),)
+
+
+def test_flags_win_over_the_file(file: Path) -> None:
+    told = written(file, "manifests: [/a]\nnodeName: a\nclusterCIDRs: [10.0.0.0/8]\nsocket: /a\n")
+    flags = Flags(
+        config=told.config,
+        manifests=("/b",),
+        node_name="b",
+        cluster_cidr="10.1.0.0/16, fd00::/48",
+        socket="/b",
+        node_port_addresses="primary",
+        masquerade_all=True,
+    )
+    config = load(flags)
+    assert (config.manifests, config.socket, config.node.node_name) == (("/b",), "/b", "b")
+    assert [str(one) for one in config.node.cluster_cidrs] == ["10.1.0.0/16", "fd00::/48"]
+    assert config.node.masquerade_all is True
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "why"),
+    [
+        ("clusterCDIRs: []", "", "clusterCDIRs"),
+        ("detectLocal: {bridge: x}", "detectLocal", "bridge"),
+        ("masqueradeAll: maybe", "masqueradeAll", "bool"),
+        ("masqueradeBit: 32", "masqueradeBit", "between 0 and 31"),
+        ("masqueradeBit: -1", "masqueradeBit", "between 0 and 31"),
+        ("manifests: /a", "manifests", "array"),
+        ("mode: magic", "mode", "'magic' is no mode; there is: nftables"),
+        ("nodeName: ' '", "nodeName", "must not be empty"),
+        ("clusterCIDRs: [10.0.0.0/33]", "clusterCIDRs", "'10.0.0.0/33' is no CIDR"),
+        ("clusterCIDRs: [10.0.0.0/8, 11.0.0.0/8]", "clusterCIDRs", "one range of each IP family"),
+        ("serviceCIDRs: [x]", "serviceCIDRs", "'x' is no CIDR"),
+        ("nodeIPs: [1.2.3]", "nodeIPs", "'1.2.3' is no address"),
+        ("nodePortAddresses: [primary, 10.0.0.0/8]", "nodePortAddresses", "'primary' is no CIDR"),
+        ("detectLocalMode: Guess", "detectLocalMode", "Guess"),
+        ("detectLocalMode: BridgeInterface", "detectLocal.bridgeInterface", "no interface name"),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: 'a\" b'}",
+            "detectLocal.interfaceNamePrefix",
+            "no interface name",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_file(file: Path, text: str, place: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(written(file, text))
+    assert str(file) in caught.value.where
+    assert place in caught.value.where
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "where"),
+    [
+        (Flags(mode="magic"), "--mode"),
+        (Flags(node_name=" "), "--node-name"),
+        (Flags(node_ip="x"), "--node-ip"),
+        (Flags(cluster_cidr="x"), "--cluster-cidr"),
+        (Flags(service_cidr="10.0.0.0/8,x"), "--service-cidr"),
+        (Flags(node_port_addresses="x"), "--nodeport-addresses"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_wrong_flag_is_named(flags: Flags, where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(flags)
+    assert caught.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("apiVersion: vipd/v1alpha1\nkind: Service\n", "kind is 'Service'"),
+        ("apiVersion: vipd/v2\nkind: VipdConfiguration\n", "must be vipd/v1alpha1"),
+        ("- a\n- b\n", "not"),
+        ("{", ""),
+        ("", "holds 0 documents"),
+        (HEAD + "---\n" + HEAD, "holds 2 documents"),
+    ],
+)
+def test_a_file_that_is_no_configuration(file: Path, text: str, why: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(Flags(config=str(file)))
+    assert str(file) in str(caught.value)
+    assert why in str(caught.value)
+
+
+def test_a_file_that_is_not_there(file: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        load(Flags(config=str(file)))
+    assert caught.value.where == "--config"

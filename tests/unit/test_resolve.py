@@ -1,0 +1,65 @@
+"""Corners of resolve that no manifest can say."""
+
+from ipaddress import ip_address
+
+from vipd.proxy.events import Applied, Deleted, Event, Kind
+from vipd.proxy.model import Node, Service, ServicePort
+from vipd.proxy.names import Family, NamespacedName, Protocol, parse_network
+from vipd.proxy.resolve import collapse, node_addresses, resolve, update
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.snapshot import Snapshot, Touched, fold
+from vipd.proxy.virtualserver import Changes, Key
+
+SETTINGS = NodeSettings(node_name="node-a")
+
+
+def web(ip: str = "10.96.0.1", name: str = "web") -> Service:
+    return Service(
+        name=NamespacedName("default", name),
+        cluster_ips=(ip_address(ip),),
+        ports=(ServicePort(name="", protocol=Protocol.TCP, port=80),),
+    )
+
+
+def after(*events: Event) -> Snapshot:
+    return fold(Snapshot(), events)[0]
+
+
+def test_nothing_touched_changes_nothing() -> None:
+    snapshot = after(Applied(web()))
+    table = resolve(snapshot, SETTINGS)
+    same, changes = update(table, snapshot, SETTINGS, Touched())
+    assert same == table
+    assert changes == Changes({})
+    assert not changes
+
+
+def test_other_nodes_concern_nobody() -> None:
+    snapshot = after(Applied(web()))
+    table = resolve(snapshot, SETTINGS)
+    snapshot, touched = fold(snapshot, [Applied(Node(name="node-b", zone="far"))])
+    assert not update(table, snapshot, SETTINGS, touched)[1]
+
+
+def test_networks_are_collapsed_by_family() -> None:
+    given = ["fd00::/8", "10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "fd00:1::/32"]
+    assert list(map(str, collapse([*map(parse_network, given)]))) == ["10.0.0.0/8", "fd00::/8"]
+
+
+def test_the_first_address_of_each_family_is_the_nodes() -> None:
+    addresses = tuple(map(ip_address, ("fd00::1", "10.0.0.1", "10.0.0.2", "fd00::2")))
+    snapshot = after(Applied(Node(name="node-a", addresses=addresses)))
+    assert node_addresses(snapshot, SETTINGS) == addresses[:2]
+
+
+def test_only_touched_services_change_but_a_loser_is_known_again() -> None:
+    snapshot = after(Applied(web()), Applied(web(name="young")), Applied(web("10.96.0.2", "other")))
+    table = resolve(snapshot, SETTINGS)
+    snapshot, touched = fold(snapshot, [Deleted(Kind.SERVICE, NamespacedName("default", "web"))])
+    table, changes = update(table, snapshot, SETTINGS, touched)
+    key = Key(Family.IPV4, ip_address("10.96.0.1"), Protocol.TCP, 80)
+    assert list(changes.virtual_servers) == [key]
+    winner = changes.virtual_servers[key]
+    assert winner is not None
+    assert winner.owner.service.name == "young"
+    assert not table.contested

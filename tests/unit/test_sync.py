@@ -1,0 +1,353 @@
+"""The sync with the real nftables compiler and a driver that fails as it is told."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vipd.backends.nftables.backend import NftablesCompiler
+from vipd.backends.protocol import Capabilities, Committed
+from vipd.proxy import sync as module
+from vipd.proxy.errors import (
+    Busy,
+    DataplaneError,
+    ManifestError,
+    OutOfStep,
+    Rejected,
+    UnknownResult,
+    Unsupported,
+)
+from vipd.proxy.events import Applied, Deleted, Event, Kind, Problem, Synced
+from vipd.proxy.names import Family, NamespacedName, Protocol, parse_address
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.sources.manifests import load
+from vipd.proxy.sync import Sync
+from vipd.proxy.virtualserver import Key
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: s{n}, namespace: test}}
+spec: {{clusterIP: 10.96.0.{n}, ports: [{{port: 80}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: s{n}, namespace: test, labels: {{kubernetes.io/service-name: s{n}}}}}
+addressType: IPv4
+ports: [{{name: "", port: {port}}}]
+endpoints: [{{addresses: [10.244.1.21]}}]
+"""
+Queue = asyncio.Queue[list[Event] | None]
+
+
+def key(number: int) -> Key:
+    return Key(Family.IPV4, parse_address(f"10.96.0.{number}"), Protocol.TCP, 80)
+
+
+class Driver:
+    """Keeps what it was given; `failures` are raised one after the other, None being success."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.observations = 0
+        self.failures: list[DataplaneError | None] = []
+        self.rejected: dict[Key, DataplaneError] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.commits = 0
+
+    async def probe(self) -> Capabilities:
+        return Capabilities("nftables", ())
+
+    async def observe(self) -> Any:
+        self.observations += 1
+        return None
+
+    async def commit(self, plan: Any) -> Committed:
+        self.commits += 1
+        await self.gate.wait()
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+        self.texts.append(str(plan))
+        told = {unit.key for unit in plan.units}
+        return Committed({k: e for k, e in self.rejected.items() if k in told})
+
+    async def teardown(self) -> list[str]:
+        return []
+
+
+class Rig:
+    """A sync that runs, its source and its driver."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.driver = Driver()
+        self.queue: Queue = asyncio.Queue()
+        self.ready = 0
+        self.sync: Sync[Any, Any, Any] = Sync(
+            NodeSettings(node_name="n"), NftablesCompiler(), self.driver, self._on_synced
+        )
+        self.task = asyncio.ensure_future(self.sync.run(self._source()))
+
+    def _on_synced(self) -> None:
+        self.ready += 1
+
+    async def _source(self) -> AsyncIterator[list[Event]]:
+        while (batch := await self.queue.get()) is not None:
+            yield batch
+
+    def service(self, number: int, port: int = 8080) -> list[Event]:
+        path = self.folder / "one.yaml"
+        path.write_text(SERVICE.format(n=number, port=port))
+        return [one for one in load([str(path)]) if isinstance(one, Applied)]
+
+    def tell(self, *events: Event) -> None:
+        self.queue.put_nowait(list(events))
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not holds():  # noqa: ASYNC110 - many kinds of state, none with an event
+                await asyncio.sleep(0)
+
+    async def start(self, *numbers: int) -> None:
+        self.tell(*(event for n in numbers for event in self.service(n)), Synced())
+        await self.until(lambda: self.sync.synced)
+        self.driver.texts.clear()
+
+    async def end(self) -> None:
+        """Let the source end, which ends the sync once all is done."""
+        self.queue.put_nowait(None)
+        async with asyncio.timeout(20):
+            await self.task
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(module, "SHORTEST_PAUSE_SECONDS", 0.0)
+    made = Rig(tmp_path)
+    made.sync._pause = 0.0
+    yield made
+    made.task.cancel()
+    await asyncio.gather(made.task, return_exceptions=True)
+
+
+async def settle() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_nothing_is_committed_before_everything_was_listed(rig: Rig) -> None:
+    rig.tell(*rig.service(1))
+    rig.tell(*rig.service(2))
+    await settle()
+    assert (rig.driver.commits, rig.sync.synced, rig.ready) == (0, False, 0)
+    rig.tell(Synced())
+    await rig.until(lambda: rig.sync.synced)
+    text = "".join(rig.driver.texts)
+    assert "10.96.0.1 . tcp . 80" in text
+    assert "10.96.0.2 . tcp . 80" in text
+    assert (rig.sync.syncs, rig.ready) == (1, 1)
+    assert rig.sync.last_sync is not None
+    assert rig.sync.last_sync.full
+
+
+async def test_an_empty_source_is_synced_too(rig: Rig) -> None:
+    rig.tell(Synced())
+    await rig.until(lambda: rig.sync.synced)
+    assert "add table ip vipd-skeleton" in "".join(rig.driver.texts)
+
+
+async def test_a_change_is_committed_alone(rig: Rig) -> None:
+    await rig.start(1, 2)
+    rig.tell(*rig.service(2, port=9090))
+    await rig.until(lambda: rig.sync.syncs == 2)
+    (text,) = rig.driver.texts
+    assert "10.96.0.2" in text
+    assert "10.96.0.1 " not in text
+    assert rig.sync.last_sync is not None
+    assert not rig.sync.last_sync.full
+    assert rig.driver.observations == 1
+
+
+async def test_what_changes_nothing_is_not_committed(rig: Rig) -> None:
+    await rig.start(1)
+    rig.tell(*rig.service(1))
+    await rig.end()
+    assert (rig.sync.syncs, rig.driver.texts) == (1, [])
+
+
+async def test_events_during_a_commit_are_one_more_commit(rig: Rig) -> None:
+    await rig.start(1)
+    commits = rig.driver.commits
+    rig.driver.gate.clear()
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.driver.commits == commits + 1)
+    for number in range(3, 40):
+        rig.tell(*rig.service(number))
+    await settle()
+    await rig.until(rig.queue.empty)
+    rig.driver.gate.set()
+    await rig.end()
+    assert rig.driver.commits == commits + 2
+    assert "10.96.0.39 . tcp . 80" in rig.driver.texts[-1]
+
+
+async def test_what_comes_and_goes_during_a_commit_is_never_seen(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.gate.clear()
+    rig.tell(*rig.service(2))
+    commits = rig.driver.commits
+    await rig.until(lambda: rig.driver.commits == commits + 1)
+    rig.tell(*rig.service(3))
+    rig.tell(Deleted(Kind.SERVICE, NamespacedName("test", "s3")))
+    await rig.until(rig.queue.empty)
+    await settle()
+    rig.driver.gate.set()
+    await rig.end()
+    assert "10.96.0.3 " not in "".join(rig.driver.texts)
+
+
+async def test_busy_means_the_same_again(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.failures = [Busy("busy"), Busy("busy")]
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.sync.syncs == 2)
+    assert (rig.sync.failed_syncs, rig.sync.failure) == (2, "")
+    assert rig.driver.observations == 1
+    (text,) = rig.driver.texts
+    assert "10.96.0.1 " not in text
+
+
+async def test_a_failure_is_told_as_long_as_it_lasts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.start(1)
+    rig.sync._pause = 3600.0
+    rig.driver.failures = [Busy("the lock is taken")]
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.sync.failure)
+    assert "the lock is taken" in rig.sync.failure
+    # Another change does not wait for the pause.
+    rig.tell(*rig.service(3))
+    await rig.until(lambda: rig.sync.syncs == 2)
+    assert rig.sync.failure == ""
+    assert "10.96.0.2 . tcp" in rig.driver.texts[-1]
+    assert "10.96.0.3 . tcp" in rig.driver.texts[-1]
+
+
+@pytest.mark.parametrize("failure", [UnknownResult("killed"), OutOfStep("gone")], ids=repr)
+async def test_doubt_means_observe_and_everything(rig: Rig, failure: DataplaneError) -> None:
+    await rig.start(1)
+    rig.driver.failures = [failure]
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.sync.syncs == 2)
+    assert rig.driver.observations == 2
+    text = "".join(rig.driver.texts)
+    assert "10.96.0.1 . tcp . 80" in text
+    assert "10.96.0.2 . tcp . 80" in text
+    assert rig.sync.last_sync is not None
+    assert rig.sync.last_sync.full
+
+
+async def test_a_rejected_one_is_told_until_it_is_accepted(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.rejected = {key(2): Rejected("add", "no")}
+    rig.tell(*rig.service(2), *rig.service(3))
+    await rig.until(lambda: rig.sync.syncs == 2)
+    assert set(rig.sync.rejected) == {key(2)}
+    # It is not tried again for others' sake …
+    rig.tell(*rig.service(3, port=9090))
+    await rig.until(lambda: rig.sync.syncs == 3)
+    assert "10.96.0.2 " not in rig.driver.texts[-1]
+    assert set(rig.sync.rejected) == {key(2)}
+    # … but when it changes, and as one that is not there yet.
+    rig.driver.rejected = {}
+    rig.tell(*rig.service(2, port=9090))
+    await rig.until(lambda: rig.sync.syncs == 4)
+    assert rig.sync.rejected == {}
+    assert "delete element" not in rig.driver.texts[-1]
+    assert "10.96.0.2 . tcp . 80" in rig.driver.texts[-1]
+
+
+async def test_a_rejected_one_that_is_deleted_is_forgotten(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.rejected = {key(2): Rejected("add", "no")}
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.sync.syncs == 2)
+    rig.tell(Deleted(Kind.SERVICE, NamespacedName("test", "s2")))
+    await rig.until(lambda: not rig.sync.rejected)
+    assert "10.96.0.2 " not in "".join(rig.driver.texts[1:])
+
+
+async def test_a_rejected_plan_waits_for_a_change(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.failures = [Rejected("everything", "no")]
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.sync.failure)
+    commits = rig.driver.commits
+    await settle()
+    assert rig.driver.commits == commits
+    rig.tell(*rig.service(3))
+    await rig.until(lambda: rig.sync.syncs == 2)
+    assert rig.sync.failure == ""
+    assert "10.96.0.2 . tcp" in rig.driver.texts[-1]
+
+
+async def test_what_is_unsupported_at_the_start_ends_it(rig: Rig) -> None:
+    rig.driver.failures = [Unsupported("nft", "install it")]
+    rig.tell(Synced())
+    with pytest.raises(Unsupported):
+        await rig.task
+
+
+@pytest.mark.parametrize("failure", [UnknownResult("killed"), OutOfStep("x"), Busy("x")], ids=repr)
+async def test_a_failed_start_is_tried_again(rig: Rig, failure: DataplaneError) -> None:
+    rig.driver.failures = [failure]
+    rig.tell(*rig.service(1), Synced())
+    await rig.until(lambda: rig.sync.synced)
+    assert rig.driver.observations == 2
+    assert "10.96.0.1 . tcp . 80" in "".join(rig.driver.texts)
+    assert rig.ready == 1
+
+
+async def test_changes_during_a_failed_start_are_in_the_next_try(rig: Rig) -> None:
+    rig.driver.gate.clear()
+    rig.driver.failures = [UnknownResult("killed")]
+    rig.tell(*rig.service(1), Synced())
+    await rig.until(lambda: rig.driver.commits)
+    rig.tell(*rig.service(2))
+    rig.tell(Deleted(Kind.SERVICE, NamespacedName("test", "s1")))
+    await rig.until(rig.queue.empty)
+    await settle()
+    rig.driver.gate.set()
+    await rig.end()
+    assert rig.sync.synced
+    assert {one.key for one in rig.sync.table.virtual_servers()} == {key(2)}
+    plan, _ = rig.sync.compiler.plan(
+        rig.sync.compiler.load(rig.sync.compiler.dump(rig.sync.program)),
+        rig.sync.compiler.compile(rig.sync.table.virtual_servers(), rig.sync.table.network),
+    )
+    assert not plan, str(plan)
+
+
+async def test_problems_are_kept_until_they_are_solved(rig: Rig) -> None:
+    await rig.start(1)
+    error = ManifestError("a.yaml", "Service x", "spec", "is wrong")
+    rig.tell(Problem("a.yaml", error))
+    await rig.until(lambda: rig.sync.problems)
+    assert rig.sync.problems == {"a.yaml": error}
+    rig.tell(Problem("a.yaml", None))
+    await rig.until(lambda: not rig.sync.problems)
+    assert rig.sync.syncs == 1
+
+
+async def test_the_end_of_the_source_comes_after_the_last_commit(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.failures = [Busy("x"), UnknownResult("y")]
+    rig.tell(*rig.service(2))
+    await rig.end()
+    assert rig.sync.syncs == 2
+    assert "10.96.0.2 . tcp . 80" in "".join(rig.driver.texts)
