@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from math import gcd
 from random import Random
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
