@@ -37,7 +37,7 @@ check: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy tests
+	@$(BIN)/mypy --explicit-package-bases tests
 	@$(BIN)/lint-imports
 
 bench: setup
