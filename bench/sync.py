@@ -244,7 +244,10 @@ class _Memory:
             self._highest = max(self._highest, self._kilobytes())
 
     def _kilobytes(self) -> int:
-        return sum(_resident_kilobytes(pid) for pid in (self._pid, *_children(self._pid)))
+        # Between fork and exec a child shows its parent's pages as its own: not counted twice.
+        program = _program(self._pid)
+        children = [pid for pid in _children(self._pid) if _program(pid) != program]
+        return sum(_resident_kilobytes(pid) for pid in (self._pid, *children))
 
     def take_highest(self) -> float:
         """Return the highest MB since the last call."""
@@ -264,6 +267,13 @@ def _children(pid: int) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
 
 
 def _resident_kilobytes(pid: int) -> int:

@@ -243,6 +243,7 @@ class TestCrash:
             spoilt.apply(second.slice(), second.manifest())
             until(lambda: _gate_waiters(saboteur), "a commit waits")
             spoilt.kill()
+            assert _holds_the_lock(_gate_waiters(saboteur)[0])
             restart = threading.Thread(target=spoilt.start)
             restart.start()
         restart.join()
@@ -274,6 +275,11 @@ def _gate_waiters(saboteur: Saboteur) -> list[str]:
             ):
                 found.append(path.parent.name)
     return found
+
+
+def _holds_the_lock(pid: str) -> bool:
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.readlink(one).endswith(".lock") for one in links)
 
 
 class TestMeddling:
@@ -416,7 +422,12 @@ class TestOnlyOne:
     ) -> None:
         before = cluster.rules()
         done = cluster.cli(
-            "run", "--manifests", str(cluster.folder), "--socket", str(tmp_path / "2")
+            "run",
+            "--manifests",
+            str(cluster.folder),
+            "--socket",
+            str(tmp_path / "2"),
+            timeout=60,
         )
         assert done.returncode == 1
         assert re.search(
