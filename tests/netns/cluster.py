@@ -42,12 +42,12 @@ NFT = shutil.which("nft") or "/usr/sbin/nft"
 CLI = (sys.executable, "-P", "-m", "vipd.proxy.cli")
 DEADLINE_SECONDS = 20.0
 POLL_SECONDS = 0.004
-SILENCE_SECONDS = 0.25
+SILENCE_SECONDS = 0.2
 """How long nothing has to come for silence, on a machine that answers without a proxy in a fifth
 of it; where it does not, the request is made again."""
 LOCAL, REMOTE = "web-1", "web-4"
-MANY = 40
-"""Requests after which each of two endpoints chosen at random was met (but for 1 in 10^12)."""
+MANY = 30
+"""Requests after which each of two endpoints chosen at random was met (but for 1 in 10^8)."""
 REFUSED, SILENCE = "refused", "silence"
 TABLES = ("ip vipd", "ip6 vipd", "ip vipd-skeleton", "ip6 vipd-skeleton")
 Manifest = dict[str, Any]

@@ -172,7 +172,7 @@ def test_s9_services_go_up_and_down(cluster: Cluster, flavour: Flavour) -> None:
 
 def test_s10_recreated_with_the_same_address(cluster: Cluster, flavour: Flavour) -> None:
     served = cluster.serve(flavour, LOCAL)
-    for _ in range(3):
+    for _ in range(2):
         assert served.outcome("client-1") == f"{LOCAL} saw client-1"
         served.remove()
         assert not served.outcome("client-1").startswith("web")
@@ -224,11 +224,10 @@ def test_s16_to_s19_external_name_and_back(cluster: Cluster, flavour: Flavour, k
             places.append(served.on_node())
         return {served.outcome("outside", *place) for place in places}
 
-    for _ in range(2):
-        assert outcomes() == {f"{LOCAL} saw node"}
-        served.change(type="ExternalName", externalName="example.com")
-        assert outcomes() <= {REFUSED, SILENCE}
-        served.change(type=kind, externalName=None)
+    assert outcomes() == {f"{LOCAL} saw node"}
+    served.change(type="ExternalName", externalName="example.com")
+    assert outcomes() <= {REFUSED, SILENCE}
+    served.change(type=kind, externalName=None)
     assert outcomes() == {f"{LOCAL} saw node"}
 
 
@@ -465,7 +464,7 @@ def test_large_requests_and_replies(
 @pytest.mark.parametrize("flavour", [TCP4, UDP4, TCP6, UDP6], ids=str)
 def test_a_deleted_endpoint_is_never_met_again(cluster: Cluster, flavour: Flavour) -> None:
     served = cluster.serve(flavour, "web-1", "web-2", "web-4", type="NodePort")
-    assert set(served.pods("client-1")) == {"web-1", "web-2", "web-4"}
+    assert set(served.pods("client-1", 2 * MANY)) == {"web-1", "web-2", "web-4"}
     served.endpoints("web-1", "web-4")
     assert set(served.pods("client-1")) == {"web-1", "web-4"}
     assert set(served.pods("outside", MANY, *served.on_node())) == {"web-1", "web-4"}

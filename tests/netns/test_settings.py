@@ -3,13 +3,20 @@
 from collections.abc import Callable
 
 import pytest
-from tests.netns.cluster import LOCAL, REFUSED, REMOTE, Cluster, Flavour, every
+from tests.netns.cluster import LOCAL, REFUSED, REMOTE, TCP4, UDP6, Cluster, Flavour, every
 
 from vipd.proxy.names import Address, Family, parse_address
 
 pytestmark = pytest.mark.netns
 
 NewCluster = Callable[..., Cluster]
+
+
+@pytest.fixture(params=[TCP4, UDP6], ids=str)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    """Two of the four, since each test has a daemon of its own."""
+    assert isinstance(request.param, Flavour)
+    return request.param
 
 
 def configured(cluster: Cluster, text: str) -> Cluster:
