@@ -7,6 +7,7 @@ Source of Maglev: D. Eisenbud et al., NSDI 2016, §3.4.
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from math import gcd
 
@@ -53,10 +54,12 @@ def assign(before: Sequence[Endpoint], endpoints: Sequence[Endpoint]) -> tuple[E
     return tuple(one if one is not None else next(rest) for one in slots)
 
 
-def maglev(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+@lru_cache(maxsize=32)
+def maglev(endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
     """Return the Maglev table: the same on every node, and little of it moves on a change.
 
-    An endpoint of weight w takes w turns in each round.
+    An endpoint of weight w takes w turns in each round. Remembered, because all addresses of a
+    service port have the same.
     """
     endpoints = endpoints[:MOST_SLOTS]
     if not endpoints:

@@ -233,7 +233,11 @@ class Lab:
         opened = self.socket(name, family, lab_ask.kind_of(way))
         if source_port is not None or source is not None:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            opened.bind(("" if source is None else str(source), source_port or 0))
+            try:
+                opened.bind(("" if source is None else str(source), source_port or 0))
+            except OSError:
+                opened.close()
+                raise
         return lab_ask.ask(opened, way, address, port, timeout, payload)
 
 

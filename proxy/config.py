@@ -5,6 +5,7 @@ problem is a ConfigError that names the file and field, or the flag.
 """
 
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ API_VERSION = "vipd/v1alpha1"
 KIND = "VipdConfiguration"
 DEFAULT_SOCKET = "/run/vipd/vipd.sock"
 
+_INTERFACE = re.compile(r"[A-Za-z0-9._-]+")
 T = TypeVar("T")
 
 
@@ -157,7 +159,7 @@ def load(flags: Flags) -> Config:
             local_interface=_local_interface(origin, told),
             masquerade_all=masquerade_all,
             masquerade_bit=told.masquerade_bit,
-            node_port_addresses=None if ranges == ["primary"] else _networks(where, ranges),
+            node_port_addresses=None if ranges in ([], ["primary"]) else _networks(where, ranges),
             service_cidrs=service_cidrs,
         ),
     )
@@ -198,8 +200,9 @@ def _local_interface(origin: str, told: VipdConfiguration) -> str:
             field, name = "detectLocal.interfaceNamePrefix", told.detect_local.interface_name_prefix
         case _:
             return ""
-    # 15 characters is the kernel's limit (IFNAMSIZ); the rest would end up in nft text.
-    if not 0 < len(name) <= 15 or not all(one.isalnum() or one in "._-" for one in name):
+    # The kernel's limit is 15 characters (IFNAMSIZ); a prefix gets a star. It goes to nft as is.
+    longest = 14 if told.detect_local_mode is DetectLocal.INTERFACE_NAME_PREFIX else 15
+    if not 0 < len(name) <= longest or not _INTERFACE.fullmatch(name):
         raise ConfigError(f"{origin}: {field}", f"{name!r} is no interface name")
     return name
 

@@ -25,7 +25,7 @@ Reader = Callable[[], Awaitable[object]]
 class Refused(msgspec.Struct):
     """The answer to a request that cannot be met."""
 
-    error: str
+    refused: str
 
 
 async def serve(path: str, readers: Mapping[str, Reader]) -> asyncio.Server:
@@ -40,8 +40,9 @@ async def serve(path: str, readers: Mapping[str, Reader]) -> asyncio.Server:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 line = await incoming.readline()
-                reader = readers.get(line.decode(errors="replace").strip())
-                reply = Refused("no such request") if reader is None else await reader()
+                name = line.decode(errors="replace").strip()
+                reader = readers.get(name)
+                reply = Refused(f"no request {name!r}") if reader is None else await reader()
                 outgoing.write(msgspec.json.encode(reply))
                 await outgoing.drain()
         except (OSError, TimeoutError, ValueError):
@@ -76,6 +77,8 @@ def read(path: str, name: str) -> bytes:
     except OSError as error:
         raise ControlError(f"{path}: {error.strerror or error}") from error
     document = b"".join(parts)
+    if document.startswith(b'{"refused"'):
+        raise ControlError(msgspec.json.decode(document, type=Refused).refused)
     if not document:
         raise ControlError(f"vipd on {path} closed the connection without an answer")
     return document
@@ -93,10 +96,26 @@ def _make_way(path: str) -> None:
         raise ConfigError("--socket", f"{path}: {os.strerror(error.errno or 0)}") from error
     if not stat.S_ISSOCK(mode):
         raise ConfigError("--socket", f"{path} exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trying:
-        try:
+    if not discard(path):
+        raise InUseError(f"somebody listens on {path}, such as another vipd")
+
+
+def discard(path: str) -> bool:
+    """Remove the socket that a killed daemon left at `path`; return whether it is gone.
+
+    Only a socket that refuses connections is removed: anything else is somebody's.
+    """
+    try:
+        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trying:
+            trying.settimeout(1.0)
             trying.connect(path)
-        except OSError:
-            os.unlink(path)
-            return
-    raise InUseError(f"another vipd listens on {path}")
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return True
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

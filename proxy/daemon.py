@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -27,11 +26,13 @@ from vipd.proxy.status import Status, judged
 from vipd.proxy.sync import Sync
 from vipd.proxy.version import VERSION
 
+LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
+
 log = structlog.get_logger()
 
 
-async def run(config: Config) -> None:
-    """Serve the configuration until SIGTERM or SIGINT.
+async def run(config: Config, source: ManifestSource) -> None:
+    """Serve what the source says until SIGTERM or SIGINT.
 
     Raise ConfigError, SourceError or Unsupported where it cannot start; nothing is programmed then.
     """
@@ -41,17 +42,18 @@ async def run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if os.geteuid() != 0:
-        await _require(backend(config.mode))  # before the lock file, which root alone may make
-    lock = instance.take(Path(config.socket).parent)
-    dataplane = backend(config.mode, inherited=(lock,))
-    source = ManifestSource(config.manifests)
+        await _require(backend(config.mode))  # before anything is made
+    lock = instance.take()
+    dataplane = backend(config.mode, inherited=(lock.fileno(),))
     sync: Sync[Any, Any, Any] = Sync(
         config.node, dataplane.compiler, dataplane.driver, on_synced=_synced
     )
     server = await control.serve(config.socket, _readers(config, sync, source, dataplane, started))
     log.info("start", version=VERSION, mode=config.mode, node=config.node.node_name)
-    # Garbage cannot arise while everything that is read is kept: see _synced.
+    # Hardly any garbage arises while everything that is read is kept: see _synced. If the first
+    # sync does not come, collections have to.
     gc.disable()
+    loop.call_later(LONGEST_WITHOUT_COLLECTION_SECONDS, gc.enable)
     tasks = [
         asyncio.ensure_future(one)
         for one in (stop.wait(), _syncing(sync, source, dataplane), watchdog_forever())
@@ -69,6 +71,8 @@ async def run(config: Config) -> None:
         server.close()
         with contextlib.suppress(OSError):
             os.unlink(config.socket)
+        lock.close()
+        lock.close()
         log.info("stop", dataplane="left in place")
 
 
@@ -115,8 +119,8 @@ def _readers(
 ) -> dict[str, Callable[[], Awaitable[object]]]:
     """Return what the control socket answers, by name. The pure work is done off the event loop."""
 
-    def describe() -> Status:
-        servers = sync.table.virtual_servers()
+    async def status() -> Status:
+        servers, endpoints = await asyncio.to_thread(views.counts, sync.table)
         said = Status(
             version=VERSION,
             pid=os.getpid(),
@@ -126,8 +130,8 @@ def _readers(
             started=started,
             synced=sync.synced,
             services=len(sync.snapshot.services),
-            virtual_servers=len(servers),
-            endpoints=sum(len({*one.cluster, *one.local}) for one in servers),
+            virtual_servers=servers,
+            endpoints=endpoints,
             syncs=sync.syncs,
             failed_syncs=sync.failed_syncs,
             last_sync=sync.last_sync,
@@ -138,9 +142,6 @@ def _readers(
             passed_over=views.passed_over(source.passed_over),
         )
         return judged(said)
-
-    async def status() -> Status:
-        return await asyncio.to_thread(describe)
 
     async def services() -> list[views.VirtualServerView]:
         return await asyncio.to_thread(views.services, sync.table.virtual_servers())

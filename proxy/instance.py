@@ -1,80 +1,77 @@
-"""One daemon for each network namespace: a lock that the kernel releases with its last holder.
+"""One daemon for each network namespace: a name that the kernel gives back with its last holder.
 
-Lives here: the lock file. Must not: know what the daemon does.
+Lives here: the lock. Must not: know what the daemon does.
 
-The lock is a flock(2) on an inherited descriptor: the `nft` that a killed daemon leaves behind
-holds it until its transaction is over, so that a new daemon never observes half of one.
+The lock is a listening Unix socket with an abstract name. Such names belong to the network
+namespace, whatever the file systems look like, and leave nothing behind (unix(7)). The descriptor
+is inherited by each `nft`: what a killed daemon leaves behind holds the name until its transaction
+is over, so that a new daemon never observes half of one.
 """
 
-import contextlib
 import errno
-import fcntl
 import os
+import socket
+import struct
 import time
 from pathlib import Path
 
-from vipd.proxy.errors import ConfigError, InUseError
+import structlog
 
+from vipd.proxy.errors import InUseError
+
+NAME = b"\0vipd"
 PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
+log = structlog.get_logger()
 
-def take(fallback: Path) -> int:
-    """Return the descriptor that holds this network namespace's lock.
 
-    The file is in /run/vipd, or in `fallback` where that cannot be written (no root). Raise
-    InUseError where another daemon has it, ConfigError where there is no place for the file.
+def take() -> socket.socket:
+    """Return the socket that holds this network namespace; it is given back when it is closed.
+
+    Raise InUseError where another vipd of this user has it. A stranger who took the name cannot
+    keep vipd from starting; then nothing tells two daemons apart, which is logged.
     """
-    inode = os.stat("/proc/self/ns/net").st_ino
-    path = _folder(fallback) / f"netns-{inode}.lock"
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ConfigError(str(path), os.strerror(error.errno or 0)) from error
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.bind(NAME)
+            lock.listen(4096)  # nobody accepts: each who asks takes a place for good
         except OSError as error:
-            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            if error.errno != errno.EWOULDBLOCK or _alive(holder) or time.monotonic() > deadline:
-                os.close(lock)
-                whose = f"pid {holder}" if holder else "of unknown pid"
-                raise InUseError(f"vipd ({whose}) serves this network namespace") from error
-            # Its last transaction is still running: flock has no timeout, so ask again.
+            if error.errno != errno.EADDRINUSE:
+                raise
+            holder = _holder()
+            if holder is None:
+                continue  # given back in this moment
+            pid, user = holder
+            if user != os.geteuid():
+                log.warning("name taken by a stranger", name="@vipd", pid=pid, uid=user)
+                return lock
+            if _alive(pid) or time.monotonic() > deadline:
+                lock.close()
+                raise InUseError(f"vipd (pid {pid}) serves this network namespace") from error
+            # Killed, and its last transaction is still running: there is no event to wait for.
             time.sleep(_POLL_SECONDS)
         else:
-            if not _is_still(path, lock):
-                os.close(lock)
-                return take(fallback)  # a cleanup removed the file while this one waited for it
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             return lock
 
 
-def discard(lock: int) -> None:
-    """Remove the lock file that this process holds, as the last trace of vipd."""
-    path = os.readlink(f"/proc/self/fd/{lock}")
-    with contextlib.suppress(OSError):
-        os.unlink(path)
+def _holder() -> tuple[int, int] | None:
+    """Return pid and user of who listens on the name, as they were then; None where nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
+        asking.setblocking(False)  # a full backlog must not keep us: see below
+        try:
+            asking.connect(NAME)
+        except ConnectionRefusedError:
+            return None
+        except BlockingIOError:
+            return 0, os.geteuid()
+        told = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, user, _ = struct.unpack("3i", told)
+    return pid, user
 
 
-def _is_still(path: Path, lock: int) -> bool:
-    """Return whether the locked descriptor is the file that the path names now."""
-    try:
-        return os.stat(path).st_ino == os.fstat(lock).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _folder(fallback: Path) -> Path:
-    run = Path("/run/vipd")
-    try:
-        run.mkdir(mode=0o700, exist_ok=True)
-    except OSError:
-        return fallback
-    return run if os.access(run, os.W_OK) else fallback
-
-
-def _alive(pid: str) -> bool:
-    return pid.isdecimal() and Path(f"/proc/{pid}").exists()
+def _alive(pid: int) -> bool:
+    # 0 is a process that this pid namespace cannot see.
+    return pid == 0 or Path(f"/proc/{pid}").exists()

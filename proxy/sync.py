@@ -30,7 +30,7 @@ PlanT = TypeVar("PlanT", bound=Plan)
 ObservedT = TypeVar("ObservedT")
 
 SHORTEST_PAUSE_SECONDS = 0.05
-LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 5.0
 
 PORTION = 1_000
 """Virtual servers that are compiled and committed together at a cold start."""
@@ -77,6 +77,7 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
         self._pending: dict[Key, VirtualServer | None] = {}
         self._pending_network: NodeNetwork | None = None
         self._pause = SHORTEST_PAUSE_SECONDS
+        self._ghosts: set[Key] = set()
         self._observation: asyncio.Task[ObservedT | None] | None = None
 
     async def run(self, source: AsyncIterator[list[Event]]) -> None:
@@ -105,17 +106,22 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
             self._arrived.set()
 
     async def _wait(self, feeding: "asyncio.Future[None]", next_try: float | None) -> None:
-        """Wait for events, the end of the source, or the time of the next try."""
+        """Wait for events or the end of the source; after a failure, for the time of the next try.
+
+        Events do not end that pause, or a busy source would turn a busy kernel's pause to nothing.
+        """
+        if next_try is not None:
+            await asyncio.sleep(max(0.0, next_try - time.monotonic()))
+            return
         if self._inbox:
             return
         self._arrived.clear()
-        timeout = None if next_try is None else max(0.0, next_try - time.monotonic())
         arrival = asyncio.ensure_future(self._arrived.wait())
         waited: set[asyncio.Future[Any]] = {arrival}
         if not feeding.done():
             waited.add(feeding)
         try:
-            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         finally:
             arrival.cancel()
 
@@ -132,6 +138,8 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
             return  # the first sync resolves everything at once
         self.table, changes = update(self.table, self.snapshot, self.settings, touched)
         self._pending.update(changes.virtual_servers)
+        if not self._ghosts.isdisjoint(changes.virtual_servers):
+            self.program = None  # only the kernel knows what it has of these
         if changes.network is not None:
             self._pending_network = changes.network
 
@@ -153,15 +161,15 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
         before = self.program
         try:
             if before is None:
-                changed = await self._commit_all()
+                done = await self._commit_all()
             else:
-                changed = await self._commit_changes(before)
+                done = await self._commit_changes(before)
         except DataplaneError as error:
             if not self.synced and error.retry is not Retry.AFTER_BACKOFF:
                 await self._give_up_where_hopeless(error)
             return self._failed(error)
-        self._settled(changed)
-        self._report(changed, started, full=before is None)
+        self._settled(done, full=before is None)
+        self._report(done, started, full=before is None)
         return None
 
     async def _give_up_where_hopeless(self, error: DataplaneError) -> None:
@@ -196,6 +204,8 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
         wanted = self.compiler.compile(self.table.virtual_servers(), self.table.network)
         plan, after = self.compiler.plan(observed, wanted)
         rejected = (await self.driver.commit(plan)).rejected
+        # What was observed of a rejected key is still there, and the program does not know of it.
+        self._ghosts = set(rejected)
         self.program = self.compiler.without(nothing, after, rejected) if rejected else after
         return _Done(set(self.table.claims.keys()), rejected, plan.size)
 
@@ -219,7 +229,7 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
         self.program = self.compiler.without(nothing, program, rejected) if rejected else program
         return _Done({one.key for one in servers}, rejected, objects)
 
-    def _settled(self, done: _Done) -> None:
+    def _settled(self, done: _Done, *, full: bool) -> None:
         rejected = done.rejected
         for key in done.changed:
             if key not in rejected and self.rejected.pop(key, None) is not None:
@@ -227,6 +237,9 @@ class Sync(Generic[ProgramT, PlanT, ObservedT]):
         for key, error in rejected.items():
             log.error("rejected", virtual_server=str(key), why=str(error))
         self.rejected |= rejected
+        if full:
+            known = self.table.claims
+            self.rejected = {key: why for key, why in self.rejected.items() if key in known}
         self._pending.clear()
         self._pending_network = None
         self._pause = SHORTEST_PAUSE_SECONDS

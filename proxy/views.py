@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from vipd.proxy.names import parse_address, parse_network
 from vipd.proxy.settings import DetectLocal, NodeSettings
-from vipd.proxy.virtualserver import Endpoint, Key, Use, VirtualServer
+from vipd.proxy.virtualserver import Endpoint, Key, Table, Use, VirtualServer
 
 
 class EndpointView(Struct, frozen=True, omit_defaults=True):
@@ -130,6 +130,12 @@ def settings(mode: str, node: NodeSettings) -> SettingsView:
         node_port_addresses=None if ranges is None else list(map(str, ranges)),
         service_cidrs=list(map(str, node.service_cidrs)),
     )
+
+
+def counts(table: Table) -> tuple[int, int]:
+    """Return the number of virtual servers, and of endpoints, each once for each it serves."""
+    servers = table.virtual_servers()
+    return len(servers), sum(len({*one.cluster, *one.local}) for one in servers)
 
 
 def passed_over(kinds: Mapping[str, int]) -> tuple[str, ...]:

@@ -242,16 +242,13 @@ def own_objects(one: Entry) -> Own:
             target = "translate" if server.key.address is not None else "node-port-translate"
             rules: tuple[Rule, ...] = (Rule(f"meta priority set {choice}"), Rule(f"goto {target}"))
         else:
-            memory = f"{'local-' if local else ''}clients-{_own_name(server)}"
             w = WORDS[server.key.family]
-            maps.append(
-                Container(
-                    "map",
-                    memory,
-                    f"type {w.address_type} : classid; flags dynamic,timeout; "
-                    f"size {MOST_AFFINITIES};",
-                )
+            spec = (
+                f"type {w.address_type} : classid; flags dynamic,timeout; size {MOST_AFFINITIES};"
             )
+            # A map that is there keeps its declaration, so another one has another name.
+            memory = f"{'local-' if local else ''}clients-{digest(spec)}-{_own_name(server)}"
+            maps.append(Container("map", memory, spec))
             rules = _remembering(server, memory, choice)
         chains.append(Chain(name, rules))
     return Own(tuple(chains), tuple(maps))
@@ -292,7 +289,8 @@ def _own_name(server: VirtualServer) -> str:
     """
     owner = server.owner
     text = f"{owner.service}/{owner.protocol.lower()}/{owner.port}".rstrip("/")
-    return f"own-{digest(str(owner.protocol) + str(owner))}-{_UNSAFE.sub('_', text)}"[:100]
+    identity = blake2b(f"{owner.protocol} {owner}".encode(), digest_size=8).hexdigest()
+    return f"own-{identity}-{_UNSAFE.sub('_', text)}"[:100]
 
 
 def key_text(key: Key) -> str:

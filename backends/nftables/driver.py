@@ -6,39 +6,48 @@ Only the tables of objects.py are ever listed or changed.
 
 import asyncio
 import os
-import re
 import shutil
 import signal
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 
+from vipd.backends.nftables import probe
 from vipd.backends.nftables.compile import Shared
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
-from vipd.backends.nftables.plan import NftPlan, Unit, compile_program, discard, plan, transaction
-from vipd.backends.protocol import Capabilities, Capability, Committed
-from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult, Unsupported
-from vipd.proxy.virtualserver import Key, NodeNetwork
+from vipd.backends.nftables.plan import NftPlan, Unit, discard, transaction
+from vipd.backends.protocol import Capabilities, Committed
+from vipd.proxy.errors import (
+    Busy,
+    DataplaneError,
+    OutOfStep,
+    Rejected,
+    UnknownResult,
+    Unsupported,
+)
+from vipd.proxy.virtualserver import Key
 
 LARGEST_TRANSACTION = 10_000
 """Elements in one transaction. A cold start in larger ones is hardly faster, and `nft` needs
 about 1 kB of memory for each element."""
 AT_ONCE = 2
 """Runs of nft side by side."""
+_TRANSIENT = (
+    "Device or resource busy",
+    "No buffer space",
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+    "Too many open files",
+    "Interrupted system call",
+)
+"""What errno texts say that the same transaction may work later."""
 PATIENCE_SECONDS = 300.0
 """How long one run of nft may take before it is killed; 250,000 elements take about 4 s."""
-INSTALL = "install Debian's package nftables (1.0.1 or newer)"
 _OUR_TABLES = [(word, name) for word in FAMILY_WORD.values() for name in (TABLE, SKELETON)]
 
-# What the program needs of the kernel, each with a probe and the module that brings it.
-_FEATURES = (
-    ("nft_fib", "fib daddr type local", "kernel modules nft_fib, nft_fib_ipv4, nft_fib_ipv6"),
-    ("nft_numgen", "meta priority set numgen random mod 2 offset 1", "kernel module nft_numgen"),
-    ("nft_hash", "meta priority set jhash ip saddr mod 2", "kernel module nft_hash"),
-    ("nft_reject", "reject", "kernel modules nft_reject, nft_reject_ipv4"),
-    ("nft_ct", "ct state new", "kernel modules nft_ct, nf_conntrack"),
-)
+log = structlog.get_logger()
 
 
 class NftablesDriver:
@@ -56,21 +65,25 @@ class NftablesDriver:
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""
-        found = [await self._probe_tool()]
+        found = [await probe.tool(self._run)]
         if found[0].present:
-            found += await self._probe_kernel()
+            found += await probe.kernel(self._run)
         return Capabilities("nftables", tuple(found))
 
     async def observe(self) -> Observed | None:
         """Return what our tables hold, or None when there are none."""
-        listing = await self._run(["--json", "list", "tables"])
-        tables = msgspec.json.decode(listing, type=_Listing).names()
-        ours = [one for one in _OUR_TABLES if one in tables]
-        if not ours:
-            return None
-        return decode(
-            [await self._run(["--json", "list", "table", word, name]) for word, name in ours]
-        )
+        try:
+            ours = await self._our_tables()
+            if not ours:
+                return None
+            return decode(
+                [await self._run(["--json", "list", "table", word, name]) for word, name in ours]
+            )
+        except Rejected as error:
+            # A listing changes nothing, so it can always be tried again.
+            raise UnknownResult(str(error)) from error
+        except (msgspec.DecodeError, LookupError, TypeError, ValueError) as error:
+            raise UnknownResult(f"nft's listing is not understood: {error!r}") from error
 
     async def commit(self, plan: NftPlan) -> Committed:
         """Do the plan in transactions of bounded size.
@@ -91,49 +104,66 @@ class NftablesDriver:
             for _ in range(held):
                 self._places.release()
 
-    async def _commit(self, plan: NftPlan) -> Committed:
-        rejected: dict[Key, DataplaneError] = {}
-        prologue = plan.prologue
-        for units in _cut(plan):
-            text = transaction(prologue, units)
-            rejected |= await self._commit_units(prologue, units, text)
-            prologue = ()
-        await self._discard(plan)
-        return Committed(rejected)
-
     async def teardown(self) -> Sequence[str]:
         """Remove our tables and say which there were."""
-        listing = await self._run(["--json", "list", "tables"])
-        tables = msgspec.json.decode(listing, type=_Listing).names()
-        ours = [f"table {word} {name}" for word, name in _OUR_TABLES if (word, name) in tables]
+        ours = [f"table {word} {name}" for word, name in await self._our_tables()]
         if ours:
             await self._run(["-f", "-"], "".join(f"delete {one}\n" for one in ours))
         return ours
 
+    async def _our_tables(self) -> list[tuple[str, str]]:
+        listing = await self._run(["--json", "list", "tables"])
+        there = msgspec.json.decode(listing, type=_Listing).names()
+        return [one for one in _OUR_TABLES if one in there]
+
+    async def _commit(self, plan: NftPlan) -> Committed:
+        rejected: dict[Key, DataplaneError] = {}
+        units, prologue = plan.units, plan.prologue
+        if plan.whole:
+            # Services are away between the prologue and what follows, so find out first.
+            units, rejected = await self._accepted(prologue, units)
+            await self._run(["-f", "-"], transaction(prologue, units))
+            units, prologue = (), ()
+        for group in _cut(prologue, units):
+            rejected |= await self._commit_units(prologue, group)
+            prologue = ()
+        await self._discard(plan)
+        return Committed(rejected)
+
     async def _commit_units(
-        self, prologue: Sequence[str], units: Sequence[Unit], text: str
+        self, prologue: Sequence[str], units: Sequence[Unit]
     ) -> dict[Key, DataplaneError]:
         """Commit units in one transaction, or in halves until the rejected ones stand alone."""
         try:
-            await self._run(["-f", "-"], text)
+            await self._run(["-f", "-"], transaction(prologue, units))
+        except Rejected as error:
+            if prologue:
+                # Alone: if it is at fault, that is the whole program's.
+                await self._run(["-f", "-"], transaction(prologue, ()))
+                return await self._commit_units((), units) if units else {}
+            if len(units) == 1:
+                return _alone(units[0], error)
+            middle = len(units) // 2
+            first = await self._commit_units((), units[:middle])
+            return first | await self._commit_units((), units[middle:])
+        return {}
+
+    async def _accepted(
+        self, prologue: Sequence[str], units: Sequence[Unit]
+    ) -> tuple[tuple[Unit, ...], dict[Key, DataplaneError]]:
+        """Return the units that would be accepted after the prologue, and the others' errors."""
+        try:
+            await self._run(["--check", "-f", "-"], transaction(prologue, units))
         except Rejected as error:
             if not units:
                 raise
-            if len(units) == 1 and not prologue:
-                (unit,) = units
-                if unit.key is None:
-                    raise
-                return {unit.key: error}
+            if len(units) == 1:
+                return (), _alone(units[0], error)
             middle = len(units) // 2
-            rejected: dict[Key, DataplaneError] = {}
-            # A prologue goes first and alone: if it is at fault, that is the whole program's.
-            parts: list[tuple[Sequence[str], Sequence[Unit]]] = [(prologue, ())] if prologue else []
-            parts += [((), units[:middle]), ((), units[middle:])]
-            for head, part in parts:
-                if head or part:
-                    rejected |= await self._commit_units(head, part, transaction(head, part))
-            return rejected
-        return {}
+            good, bad = await self._accepted(prologue, units[:middle])
+            more, worse = await self._accepted(prologue, units[middle:])
+            return (*good, *more), bad | worse
+        return tuple(units), {}
 
     async def _discard(self, plan: NftPlan) -> None:
         """Remove own chains and maps that nothing uses, now or after a later commit.
@@ -150,75 +180,30 @@ class NftablesDriver:
         self._garbage = (self._garbage | set(plan.garbage)) - declared
         if not self._garbage:
             return
-        try:
-            await self._run(["-f", "-"], discard(self._garbage))
-        except Busy:
-            return
-        except (Rejected, OutOfStep):
-            pass  # somebody else removed them: nothing is left to do
-        self._garbage = set()
-
-    async def _probe_tool(self) -> Capability:
-        if self._nft is None:
-            return Capability("nft", False, remedy=INSTALL)
-        try:
-            text = (await self._run(["--version"])).decode()
-        except DataplaneError as error:
-            return Capability("nft", False, str(error), INSTALL)
-        version = re.search(r"v(\d+)\.(\d+)\.(\d+)", text)
-        numbers = tuple(map(int, version.groups())) if version else (0, 0, 0)
-        return Capability("nft", numbers >= (1, 0, 1), text.strip(), INSTALL)
-
-    async def _probe_kernel(self) -> list[Capability]:
-        """Try the whole program without committing; only if it fails, find out which part."""
-        network = NodeNetwork()
-        text = str(plan(None, compile_program((), network))[0])
-        try:
-            await self._run(["--check", "-f", "-"], text)
-        except Unsupported as error:
-            return [Capability(error.capability, False, remedy=error.remedy)]
-        except DataplaneError as error:
-            found = [await self._probe_feature(*feature) for feature in _FEATURES]
-            if all(one.present for one in found):
-                found.append(Capability("the program", False, str(error)))
-            return found
-        return [Capability(name, True) for name, _, _ in _FEATURES]
-
-    async def _probe_feature(self, name: str, rule: str, remedy: str) -> Capability:
-        text = (
-            "add table ip vipd-probe\n"
-            "add chain ip vipd-probe c { type filter hook output priority 0; }\n"
-            f"add rule ip vipd-probe c {rule}\n"
-        )
-        try:
-            await self._run(["--check", "-f", "-"], text)
-        except DataplaneError as error:
-            return Capability(name, False, str(error), remedy)
-        return Capability(name, True)
+        for group in (
+            tuple(self._garbage),
+            *((one,) for one in sorted(self._garbage, key=_chains_first)),
+        ):
+            if not self._garbage.issuperset(group):
+                continue
+            try:
+                await self._run(["-f", "-"], discard(group))
+            except Busy:
+                continue  # one by one, or after a later commit
+            except (Rejected, OutOfStep):
+                if len(group) > 1:
+                    continue
+            self._garbage -= set(group)  # done, or somebody else did it
 
     async def _run(self, arguments: list[str], text: str = "") -> bytes:
         """Run nft and return what it printed; raise the DataplaneError that its failure means."""
         if self._nft is None:
-            raise Unsupported("nft is not there", INSTALL)
-        # A file in memory instead of a pipe: nft reads it at its own pace, whatever else this
-        # process is computing.
-        script = os.memfd_create("nft-script")
+            raise Unsupported("nft is not there", probe.INSTALL)
         try:
-            left = memoryview(text.encode())
-            while left:
-                left = left[os.write(script, left) :]
-            os.lseek(script, 0, os.SEEK_SET)
-            process = await asyncio.create_subprocess_exec(
-                self._nft,
-                *arguments,
-                stdin=script,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "LC_ALL": "C"},
-                pass_fds=self._inherited,
-            )
-        finally:
-            os.close(script)
+            process = await self._start(arguments, text)
+        except OSError as error:
+            # Even "no such file": a package upgrade puts it back in a moment.
+            raise Busy(f"{self._nft} cannot be started: {error.strerror}") from error
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 printed, complaint = await process.communicate()
@@ -228,9 +213,29 @@ class NftablesDriver:
             raise UnknownResult(f"nft did not end within {PATIENCE_SECONDS:.0f} s") from error
         if process.returncode == 0:
             return printed
-        raise _error(
-            process.returncode or 0, " ".join(arguments), complaint.decode(errors="replace")
-        )
+        operation = " ".join(arguments)
+        raise _error(process.returncode or 0, operation, complaint.decode(errors="replace"))
+
+    async def _start(self, arguments: list[str], text: str) -> asyncio.subprocess.Process:
+        # A file in memory instead of a pipe: nft reads it at its own pace, whatever else this
+        # process is computing.
+        script = os.memfd_create("nft-script")
+        try:
+            left = memoryview(text.encode())
+            while left:
+                left = left[os.write(script, left) :]
+            os.lseek(script, 0, os.SEEK_SET)
+            return await asyncio.create_subprocess_exec(
+                self._nft or "nft",
+                *arguments,
+                stdin=script,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C"},
+                pass_fds=self._inherited,
+            )
+        finally:
+            os.close(script)
 
 
 class _Listed(msgspec.Struct):
@@ -248,20 +253,33 @@ class _Listing(msgspec.Struct):
         }
 
 
-def _cut(plan: NftPlan) -> list[tuple[Unit, ...]]:
+def _chains_first(one: Shared) -> tuple[bool, Shared]:
+    return one.container != "chain", one
+
+
+def _alone(unit: Unit, error: Rejected) -> dict[Key, DataplaneError]:
+    """Return whom the rejection of a single unit concerns.
+
+    Stray elements that cannot be removed concern nobody; the next observation meets them again.
+    """
+    if unit.key is None:
+        log.warning("stray elements stay", why=str(error))
+        return {}
+    return {unit.key: error}
+
+
+def _cut(prologue: Sequence[str], units: Sequence[Unit]) -> list[tuple[Unit, ...]]:
     """Return the units in groups of bounded size; at least one group where there is a prologue."""
-    if plan.whole:
-        return [plan.units]
     groups: list[tuple[Unit, ...]] = []
     group: list[Unit] = []
     size = 0
-    for unit in plan.units:
+    for unit in units:
         if group and size + unit.size > LARGEST_TRANSACTION:
             groups.append(tuple(group))
             group, size = [], 0
         group.append(unit)
         size += unit.size
-    if group or (plan.prologue and not groups):
+    if group or (prologue and not groups):
         groups.append(tuple(group))
     return groups
 
@@ -276,7 +294,7 @@ def _error(code: int, operation: str, complaint: str) -> DataplaneError:
         return UnknownResult(f"nft was ended by signal {-code}: {first}")
     if "Operation not permitted" in complaint:
         return Unsupported("CAP_NET_ADMIN", "run as root, or inside `unshare -Urnm`")
-    if "Device or resource busy" in complaint or "No buffer space" in complaint:
+    if any(text in complaint for text in _TRANSIENT):
         return Busy(first)
     if "No such file or directory" in complaint or "File exists" in complaint:
         return OutOfStep(first)

@@ -59,11 +59,13 @@ class Container(Struct, frozen=True):
     word: str
     name: str
     spec: str
+    beside: str = ""
+    """What else its digest stands for: things that can only be changed by building all anew."""
 
     @property
     def comment(self) -> str:
         """Return the comment it carries in the kernel: the digest of its declaration."""
-        return f"#{digest(self.word + self.spec)}"
+        return f"#{digest(self.word + self.spec + self.beside)}"
 
 
 def digest(text: str) -> str:

@@ -21,6 +21,7 @@ from vipd.backends.nftables.pipeline import (
 from vipd.proxy.names import Family, Protocol, parse_address
 from vipd.proxy.virtualserver import Endpoint, Key
 
+_PROTOCOLS = {one.value for one in Protocol}
 _PROTOCOL_OF_NUMBER = {"6": "tcp", "17": "udp", "132": "sctp"}
 
 Place = tuple[Family, str]
@@ -111,6 +112,7 @@ def decode(listings: Iterable[bytes]) -> Observed:
     chains: dict[Place, list[str]] = {}
     elements: dict[Place, dict[str, str]] = {}
     skeleton_rules: dict[Family, list[str]] = {}
+    constant = {(family, one.name) for family in Family for one in containers(family)}
     for listing in listings:
         for item in msgspec.json.decode(listing)["nftables"]:
             for word, one in item.items():
@@ -124,19 +126,24 @@ def decode(listings: Iterable[bytes]) -> Observed:
                     if word == "rule":
                         skeleton_rules.setdefault(family, []).append(one.get("comment", ""))
                 elif word in ("set", "map"):
-                    found[family, one["name"]] = one.get("comment", "")
-                    elements[family, one["name"]] = dict(map(_element, one.get("elem", ())))
+                    place = (family, one["name"])
+                    found[place] = one.get("comment", "")
+                    if place in constant:
+                        try:
+                            elements[place] = dict(map(_element, one.get("elem", ())))
+                        except (LookupError, TypeError, ValueError):
+                            # Somebody put in what we would not: build it all anew.
+                            found[place] = "not understood"
                 elif word == "chain":
                     chains.setdefault((family, one["name"]), [])
                 elif word == "rule":
                     chains.setdefault((family, one["chain"]), []).append(one.get("comment", ""))
     wanted = list(skeleton().comments)
-    constant = {(family, one.name) for family in Family for one in containers(family)}
     return Observed(
         frozenset(tables),
         found,
         {place: tuple(rules) for place, rules in chains.items()},
-        {place: held for place, held in elements.items() if place in constant},
+        elements,
         frozenset(family for family, rules in skeleton_rules.items() if rules == wanted),
     )
 
@@ -159,8 +166,9 @@ def slots_of(
             if number > LOCAL_SLOTS * 2:
                 continue  # an endpoint by identity, reached through its slots
             target = targets.get(f"{key_text} . {value}") if text in identities else value
-            if target is not None:
-                found.setdefault(_key(family, key_text), {})[number] = target
+            key = _key(family, key_text)
+            if target is not None and key is not None:
+                found.setdefault(key, {})[number] = target
     result = {}
     for key, slots in found.items():
         ordered = [(number, _endpoint(slots[number])) for number in sorted(slots)]
@@ -205,15 +213,20 @@ def _text(value: Any) -> str:
         for word in ("goto", "jump"):
             if word in value:
                 return f"{word} {value[word]['target']}"
-        (word,) = value  # accept, drop
-        return str(word)
+        (word,) = value
+        if word in ("accept", "drop"):
+            return str(word)
+        raise ValueError(f"not ours: {value}")
     if isinstance(value, str) and value.count(":") > 1:
         return str(ip_address(value))  # inet_ntop and Python differ on IPv4-mapped addresses
     return str(value)
 
 
-def _key(family: Family, text: str) -> Key:
+def _key(family: Family, text: str) -> Key | None:
+    """Return the key, or None for one that no virtual server can have (a stray of somebody's)."""
     parts = text.split(" . ")
+    if parts[-2].upper() not in _PROTOCOLS:
+        return None
     address = parse_address(parts[0]) if len(parts) == 3 else None
     return Key(family, address, Protocol(parts[-2].upper()), int(parts[-1]))
 

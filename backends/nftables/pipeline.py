@@ -28,7 +28,7 @@ HASH_SEED = "0x76697064"
 """Fixed, so that every node and every restart hashes a source alike ("vipd")."""
 LOCAL_SLOTS = 0x10000
 """Offset of the local list's slots."""
-MOST_AFFINITIES = 262144
+MOST_AFFINITIES = 65536
 """Clients remembered for each service port with affinity; more are served without memory."""
 
 # A reset, not ICMP, for TCP: the kernel limits ICMP errors to one a second for each client after a
@@ -62,14 +62,17 @@ def containers(family: Family) -> list[Container]:
     w = WORDS[family]
     endpoint_type = f"{w.address_type} . inet_service"
 
-    def verdicts(name: str, key: str) -> Container:
-        return Container("map", name, f"type {key} : verdict; counter;")
+    def verdicts(name: str, key: str, beside: str = "") -> Container:
+        return Container("map", name, f"type {key} : verdict; counter;", beside)
+
+    # The hook of a base chain that is there cannot be changed: another one means another table.
+    hooks = " ".join(chain.name + chain.hook for chain in chains(family, NodeNetwork()))
 
     made = [
         Container("set", "cluster-ips", f"type {w.address_type};"),
         Container("set", "hairpin", f"type {w.address_type} . {w.address_type} . {w.n_type};"),
         Container("set", "allowed-sources", f"type {w.k_type} . {w.address_type}; flags interval;"),
-        verdicts("services", w.k_type),
+        verdicts("services", w.k_type, hooks),
         verdicts("admitted", w.k_type),
     ]
     for prefix, key in (("", w.k_type), ("node-port-", w.n_type)):

@@ -215,8 +215,8 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[NftPlan, Progra
         for key, server in changes.virtual_servers.items()
         for before in [programmed.entries.get(key)]
     ]
-    after, appeared, gone = _recount(programmed, pairs)
-    units = [_change(key, before, now, appeared) for key, before, now in pairs]
+    after, gone = _recount(programmed, pairs)
+    units = [_change(key, before, now) for key, before, now in pairs]
     units += _gone_elements(gone)
     prologue += _new_shapes(after.shapes - programmed.shapes)
     garbage = [one for one in gone if one.container in ("chain", "map")]
@@ -232,12 +232,14 @@ def without(before: Program, after: Program, rejected: Iterable[Key]) -> Program
     return _recount(after, pairs)[0]
 
 
-def _change(key: Key, before: Entry | None, now: Entry | None, appeared: set[Shared]) -> Unit:
+def _change(key: Key, before: Entry | None, now: Entry | None) -> Unit:
     old = set(compiling.elements(before)) if before else set()
     new = compiling.elements(now) if now else []
     old_own = compiling.own_objects(before) if before else compiling.NOTHING_OWN
     new_own = compiling.own_objects(now) if now else compiling.NOTHING_OWN
-    shared = compiling.shared(now) if now else []
+    # Also what another virtual server has put there already: its commit may still be under way.
+    had = set(compiling.shared(before)) if before else set()
+    shared = [one for one in (compiling.shared(now) if now else []) if one not in had]
     kept = set(new)
     return Unit(
         key,
@@ -246,7 +248,7 @@ def _change(key: Key, before: Entry | None, now: Entry | None, appeared: set[Sha
         chains=tuple(one for one in new_own.chains if one not in old_own.chains),
         delete=tuple(sorted(old - kept)),
         add=(
-            *(_element(one) for one in shared if one in appeared and _is_element(one)),
+            *(_element(one) for one in shared if _is_element(one)),
             *(one for one in new if one not in old),
         ),
     )
@@ -254,8 +256,8 @@ def _change(key: Key, before: Entry | None, now: Entry | None, appeared: set[Sha
 
 def _recount(
     program: Program, pairs: Sequence[tuple[Key, Entry | None, Entry | None]]
-) -> tuple[Program, set[Shared], set[Shared]]:
-    """Return the program with entries replaced, and the shared objects that appear and vanish."""
+) -> tuple[Program, set[Shared]]:
+    """Return the program with entries replaced, and the shared objects that nobody needs now."""
     entries = program.entries.mutate()
     counts = program.shared.mutate()
     shapes = set()
@@ -273,7 +275,6 @@ def _recount(
         else:
             entries[key] = now
             shapes.update(compiling.shapes(now))
-    appeared = {one for one, was in looked_at.items() if was == 0 and counts[one] > 0}
     gone = {one for one, was in looked_at.items() if was > 0 and counts[one] == 0}
     for one in looked_at:
         if counts[one] == 0:
@@ -285,7 +286,7 @@ def _recount(
         counts.finish(),
         program.shapes | new_shapes if new_shapes else program.shapes,
     )
-    return after, appeared, gone
+    return after, gone
 
 
 def _differences(seen: Observed, family: Family, entries: dict[Key, Entry]) -> list[Unit]:

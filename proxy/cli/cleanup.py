@@ -16,21 +16,19 @@ def cleanup(socket: str | None, as_json: bool) -> None:
     Only objects that vipd owns are touched. Refused while a daemon serves this network namespace.
     """
     import asyncio
-    import contextlib
     import os
-    from pathlib import Path
 
     import msgspec
 
     from vipd.backends.registry import MODES, backend
-    from vipd.proxy import instance
+    from vipd.proxy import control, instance
     from vipd.proxy.cli.output import print_json
     from vipd.proxy.config import DEFAULT_SOCKET
     from vipd.proxy.errors import DataplaneError, InUseError
 
     path = socket if socket is not None else DEFAULT_SOCKET
     try:
-        lock = instance.take(Path(path).parent)
+        lock = instance.take()
     except InUseError as error:
         click.echo(f"vipd: {error}: stop it first", err=True)
         sys.exit(1)
@@ -38,14 +36,12 @@ def cleanup(socket: str | None, as_json: bool) -> None:
     failed = False
     for mode in MODES:
         try:
-            removed += asyncio.run(backend(mode, inherited=(lock,)).driver.teardown())
+            removed += asyncio.run(backend(mode, inherited=(lock.fileno(),)).driver.teardown())
         except DataplaneError as error:
             click.echo(f"vipd: {mode}: {error}", err=True)
             failed = True
-    with contextlib.suppress(OSError):
-        os.unlink(path)
+    if os.path.exists(path) and control.discard(path):
         removed.append(f"socket {path}")
-    instance.discard(lock)
     if as_json:
         print_json(msgspec.json.encode({"removed": removed}))
     else:

@@ -33,6 +33,7 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
     from vipd.proxy import daemon, logs
     from vipd.proxy.config import load
     from vipd.proxy.errors import ConfigError
+    from vipd.proxy.sources.manifests import ManifestSource
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
@@ -40,4 +41,6 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
     if not config.manifests:
         raise ConfigError("--manifests", "say where the manifests are, such as --manifests DIR")
     logs.configure(log_format)
-    asyncio.run(daemon.run(config))
+    # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
+    source = ManifestSource(config.manifests)
+    asyncio.run(daemon.run(config, source))

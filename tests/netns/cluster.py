@@ -76,7 +76,7 @@ TCP4, UDP4, TCP6, UDP6 = FLAVOURS
 TARGETS = {"http": HTTP_PORT, "tcp": TCP_PORT, "udp": UDP_PORT}
 
 _numbers = itertools.count(1)
-_source_ports = itertools.count(10000)
+_source_ports = itertools.cycle(range(10000, 32000))
 
 
 def service(

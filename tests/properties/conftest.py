@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from vipd.backends.slots import maglev
+
 EXPLORE = int(os.environ.get("VIPD_EXPLORE", "0"))
 
 settings.register_profile(
@@ -28,4 +30,6 @@ def small_maglev() -> Iterator[None]:
     """Make Maglev tables of 31 slots, so that every slot of one can be tried."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vipd.backends.slots.MAGLEV_SIZES", (31,))
+        maglev.cache_clear()
         yield
+    maglev.cache_clear()
