@@ -278,8 +278,10 @@ def _gate_waiters(saboteur: Saboteur) -> list[str]:
 
 
 def _holds_the_lock(pid: str) -> bool:
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    return any(os.readlink(one).endswith(".lock") for one in links)
+    named = Path(f"/proc/{pid}/net/unix").read_text().splitlines()
+    inodes = {line.split()[6] for line in named if line.endswith(" @vipd")}
+    held = {os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()}
+    return any(f"socket:[{inode}]" in held for inode in inodes)
 
 
 class TestMeddling:
