@@ -63,7 +63,8 @@ class Program(Struct, frozen=True):
     entries: Map[Key, Entry]
     shared: "Map[Shared, int]"
     shapes: frozenset[tuple[int, str]]
-    """Chains of shapes in the kernel: (family, name). They are not removed one by one."""
+    """Chains of shapes in the kernel: (family, name), used or not; a full plan removes many idle
+    ones."""
 
 
 class Shared(NamedTuple):

@@ -30,6 +30,10 @@ from vipd.backends.nftables.pipeline import chains, containers, shape_chain, ske
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
+MOST_IDLE_SHAPES = 64
+"""Chains of shapes that nothing uses are left for the next service of that size; a full plan
+removes them when there are more than this."""
+
 
 class Unit(Struct, frozen=True):
     """What one virtual server changes; `key` is None for what belongs to none (stray elements)."""
@@ -169,6 +173,10 @@ def plan(observed: Observed | None, wanted: Program) -> tuple[NftPlan, Program]:
                     one.virtual_server, Entry(one.virtual_server, *before)
                 )
         units += _differences(seen, family, {key: entries[key] for key in mine})
+    idle = known_shapes - wanted.shapes
+    if len(idle) > MOST_IDLE_SHAPES:
+        garbage += [Shared(family, "chain", name) for family, name in sorted(idle)]
+        known_shapes -= idle
     prologue += _new_shapes(wanted.shapes - known_shapes)
     # Slots may stand differently now, but who shares what depends on the endpoints alone.
     after = Program(wanted.network, Map(entries), wanted.shared, wanted.shapes | known_shapes)

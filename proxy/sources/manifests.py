@@ -17,9 +17,9 @@ from vipd.proxy.events import Event, Synced
 from vipd.proxy.sources.reading import STDIN, Reading
 from vipd.proxy.sources.tree import Watch
 
-STEP_MILLISECONDS = 5
-"""Quiet time after which a change is told. Measured from write to event: 6 ms, 0.4 % of a
-core idle; 1 ms: 2 ms and 1.8 %, 50 ms (the library's default): 70 ms and 0.2 %."""
+STEP_MILLISECONDS = 3
+"""Quiet time after which a change is told; the watcher wakes up this often. Measured idle: 1.0 % of
+a core at 3 ms, 0.6 % at 5 ms. Of a change, p99 from write to packet: 17 ms at 3, 20 ms at 5."""
 DEBOUNCE_MILLISECONDS = 20
 """Longest wait for quiet while changes go on."""
 RETRY_SECONDS = 0.25
