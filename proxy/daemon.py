@@ -120,7 +120,9 @@ def _readers(
     """Return what the control socket answers, by name. The pure work is done off the event loop."""
 
     async def status() -> Status:
-        servers, endpoints = await asyncio.to_thread(views.counts, sync.table)
+        table = sync.table
+        servers, endpoints = await asyncio.to_thread(views.counts, table)
+        notes = await asyncio.to_thread(views.notes, sync.snapshot, table, config.node)
         said = Status(
             version=VERSION,
             pid=os.getpid(),
@@ -139,6 +141,7 @@ def _readers(
             problems=tuple(str(error) for error in sync.problems.values()),
             conflicts=tuple(map(str, sync.table.contested.values())),
             rejected=tuple(f"{key}: {error}" for key, error in sync.rejected.items()),
+            notes=notes,
             passed_over=views.passed_over(source.passed_over),
         )
         return judged(said)

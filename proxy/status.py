@@ -45,6 +45,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """Addresses that two services claim."""
     rejected: tuple[str, ...]
     """Virtual servers that the kernel refused."""
+    notes: tuple[str, ...]
+    """What is legal but seldom meant, such as a node name that no Node object has."""
     passed_over: tuple[str, ...]
     """Kinds of objects that vipd has no use for, with their number."""
 

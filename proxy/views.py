@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from vipd.proxy.names import parse_address, parse_network
+from vipd.proxy.names import family_of, parse_address, parse_network
 from vipd.proxy.settings import DetectLocal, NodeSettings
+from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Table, Use, VirtualServer
 
 
@@ -136,6 +137,27 @@ def counts(table: Table) -> tuple[int, int]:
     """Return the number of virtual servers, and of endpoints, each once for each it serves."""
     servers = table.virtual_servers()
     return len(servers), sum(len({*one.cluster, *one.local}) for one in servers)
+
+
+def notes(snapshot: Snapshot, table: Table, settings: NodeSettings) -> tuple[str, ...]:
+    """Return what is legal but seldom meant: settings that the objects do not bear out."""
+    said = []
+    if snapshot.nodes and settings.node_name not in snapshot.nodes:
+        others = ", ".join(sorted(snapshot.nodes)[:5])
+        said.append(
+            f"no Node object is called {settings.node_name} (there are {others}): "
+            "no endpoint is local, and node ports answer on every own address"
+        )
+    sources = table.network.pod_sources
+    told = {family_of(cidr) for cidr in sources.cidrs}
+    used = () if sources.interface else sorted({key.family for key in table.claims})
+    said += [
+        f"no pod network is known for {family} (--cluster-cidr): sources outside the cluster are "
+        "not masqueraded"
+        for family in used
+        if family not in told
+    ]
+    return tuple(said)
 
 
 def passed_over(kinds: Mapping[str, int]) -> tuple[str, ...]:

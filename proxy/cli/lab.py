@@ -68,6 +68,12 @@ def up(prefix: str) -> None:
     option = "" if prefix == _DEFAULT_PREFIX else f" --prefix {prefix}"
     click.echo(f"  vipd lab status{option}")
     click.echo(f"  vipd lab exec{option} client-1 curl -s http://10.244.1.21:8080/")
+    click.echo("and with a daemon on the node, in another terminal, from the checkout:")
+    click.echo(
+        f"  vipd lab exec{option} node vipd run --manifests examples --node-name node"
+        " --cluster-cidr 10.244.0.0/16,fd00:10:244::/48"
+    )
+    click.echo(f"  vipd lab exec{option} client-1 curl -s http://10.96.0.10/")
 
 
 @lab.command()

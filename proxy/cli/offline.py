@@ -1,5 +1,6 @@
 """`vipd render` and `vipd plan`: the pure functions at the command line."""
 
+import os
 import sys
 from typing import Any
 
@@ -82,9 +83,10 @@ def plan(manifests: tuple[str, ...], socket: str | None, **told: Any) -> None:
         observed = None if programmed == b"null" else compiler.load(programmed)
         if any(value is not None for value in told.values()):
             click.echo("vipd: settings are the daemon's; those given here are not used", err=True)
-    except ControlError:
-        if socket is not None:
+    except ControlError as error:
+        if socket is not None or os.path.exists(path):
             raise
+        click.echo(f"vipd: {error}: compared with nothing", err=True)
         config = load_config(flags(**told))
         mode, node = config.mode, config.node
         compiler = backend(mode).compiler

@@ -17,6 +17,11 @@ def print_json(document: bytes) -> None:
     click.echo(document.decode())
 
 
+def printable(text: str) -> str:
+    """Return the text on one line: what a stranger named cannot forge another."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under headings: a table on a terminal, else columns that tools can cut."""
     if sys.stdout.isatty():
@@ -26,7 +31,9 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
         table = Table(box=None, header_style="bold", pad_edge=False)
         for heading in headings:
-            table.add_column(heading, overflow="fold")
+            table.add_column(
+                heading, overflow="fold", no_wrap=heading not in ("ENDPOINTS", "NOTES")
+            )
         for row in rows:
             table.add_row(*map(Text, row))
         Console().print(table)

@@ -6,7 +6,10 @@ import time
 import click
 
 from vipd.proxy.cli.options import json_option, socket_option
-from vipd.proxy.cli.output import print_json, print_table
+from vipd.proxy.cli.output import print_json, print_table, printable
+
+MOST_ENDPOINTS = 3
+"""Endpoints of a virtual server that `vipd services` shows unless asked for all."""
 
 
 def _ask(path: str | None, name: str) -> bytes:
@@ -61,13 +64,14 @@ def _print_status(told: "object") -> None:
     if told.passed_over:
         click.echo(f"no use for {', '.join(told.passed_over)}")
     for heading, lines in (
+        ("note", told.notes),
         ("failing", (told.failure,) if told.failure else ()),
         ("not read", told.problems),
         ("conflict", told.conflicts),
         ("rejected", told.rejected),
     ):
         for line in lines:
-            click.echo(f"{heading:10} {line}")
+            click.echo(f"{heading:10} {printable(line)}")
     click.echo(f"health     {'degraded' if told.degraded else 'good'}")
 
 
@@ -81,9 +85,10 @@ def _ago(moment: float) -> str:
 
 @click.command()
 @click.argument("name", required=False, metavar="[[NAMESPACE/]NAME]")
+@click.option("--wide", is_flag=True, help="Show every endpoint.")
 @socket_option
 @json_option
-def services(name: str | None, socket: str | None, as_json: bool) -> None:
+def services(name: str | None, wide: bool, socket: str | None, as_json: bool) -> None:
     """List virtual servers and their endpoints, of all services or of one."""
     import msgspec
 
@@ -102,7 +107,9 @@ def services(name: str | None, socket: str | None, as_json: bool) -> None:
     rows = []
     for one in shown:
         used = one.endpoints if one.policy == "cluster" else one.local_endpoints
-        target = ", ".join(f"{end.address}{_weight(end.weight)}" for end in used)
+        most = len(used) if wide else MOST_ENDPOINTS
+        target = ", ".join(f"{end.address}{_weight(end.weight)}" for end in used[:most])
+        target += f", … {len(used)} in all" if len(used) > most else ""
         notes = [one.algorithm] if one.algorithm != "random" else []
         notes += [f"affinity {one.affinity_seconds}s"] if one.affinity_seconds else []
         notes += [f"from {','.join(one.allowed_sources)}"] if one.allowed_sources else []

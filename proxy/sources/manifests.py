@@ -122,9 +122,10 @@ class ManifestSource:
             ):
                 self._changed.update(path for _, path in changes)
                 self._wake.set()
-        except OSError:
-            # The folder went away before the watch stood, or there are no inotify watches left:
-            # read everything, then try again.
+        except* (OSError, RuntimeError):
+            # The folder went away before the watch stood, there are no inotify watches left, or
+            # watchfiles 1.3 met a file name that is not UTF-8 (WatchfilesRustInternalError, a
+            # RuntimeError): read everything, then try again.
             await asyncio.sleep(RETRY_SECONDS)
             self._all = True
             self._wake.set()

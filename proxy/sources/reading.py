@@ -39,6 +39,8 @@ class Reading:
         for root in self._roots:
             if not os.path.exists(root):
                 raise SourceError(f"{root}: no such file or folder")
+            if not os.path.isfile(root) and not os.path.isdir(root):
+                raise SourceError(f"{root}: neither file nor folder; - reads standard input once")
         self._names = {os.path.abspath(p): p for p in paths}
         self._stdin = stdin
         self._signatures: dict[str, Signature] = {}
@@ -78,6 +80,10 @@ class Reading:
         else:
             for path in sorted(some | due):
                 self._look(path, signature(path), now, path in due)
+        for root in self._roots:
+            name = self._names[root]
+            gone = ManifestError(name, "", "", "is gone, and so is what it said; it is waited for")
+            self._report(f"root {root}", {} if os.path.exists(root) else {f"root {name}": gone})
         changes, problems = self._claims.settle()
         return [*self._controller.apply(changes), *self._problem_events, *problems]
 

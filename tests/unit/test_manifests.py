@@ -444,6 +444,31 @@ async def test_kind_and_name_of_a_deletion(tmp_path: Path, watch: Watcher) -> No
     world = watch(path)
     await world.step()
     path.unlink()
-    (event,) = await world.step()
-    assert isinstance(event, Deleted)
+    # The path itself was named, so that it is gone is told first; the loss settles a moment later.
+    told = await world.step()
+    while not any(isinstance(event, Deleted) for event in told):
+        told += await world.step()
+    (problem,) = (event for event in told if isinstance(event, Problem))
+    assert "is gone" in str(problem.error)
+    (event,) = (event for event in told if isinstance(event, Deleted))
     assert (event.kind, str(event.name)) == (Kind.NAMESPACE, "/a")
+    path.write_text("")
+    assert Problem(problem.key, None) in await world.step()
+
+
+async def test_a_file_name_that_is_no_text_harms_nobody(tmp_path: Path, watch: Watcher) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n")
+    world = watch(tmp_path)
+    await world.step()
+    strange = tmp_path / os.fsdecode(b"x\xff.yaml")
+    strange.touch()
+    path.write_text("apiVersion: v1\nkind: Namespace\nmetadata: {name: b}\n")
+    told = await world.step()
+    assert any(isinstance(event, Applied) for event in told)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="neither file nor folder"):
+        load([str(tmp_path / "pipe")])
