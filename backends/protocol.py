@@ -4,12 +4,14 @@ Lives here: the interface and the records that cross it. Must not: know any one 
 adds objects, compile, plan and driver in a folder of its own.
 """
 
+import typing
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct
 
 from vipd.proxy.errors import DataplaneError
+from vipd.proxy.names import Address, Protocol
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
 
@@ -39,7 +41,62 @@ class Capabilities(Struct, frozen=True):
         return all(one.present or not one.needed for one in self.found)
 
 
-class Plan(Protocol):
+class Difference(Struct, frozen=True):
+    """Something that a mode does otherwise than the table says, because its dataplane cannot.
+
+    `vipd check` prints it, and the test that compares the modes allows for it by its name.
+    """
+
+    name: str
+    what: str
+
+
+class Packet(Struct, frozen=True, kw_only=True):
+    """The first packet of a connection, as `explain` follows it.
+
+    `from_node` tells that the node itself sends it, `to_node` that the destination is an address of
+    the node's own (what a kernel calls local); `interface` is where it comes in (empty for the node
+    itself, and where nobody said).
+    """
+
+    source: Address
+    destination: Address
+    protocol: Protocol
+    port: int
+    source_port: int = 0
+    from_node: bool = False
+    to_node: bool = False
+    interface: str = ""
+
+
+class Step(Struct, frozen=True):
+    """One thing that a packet meets: `where` it stands, `what` stands there, what comes of it."""
+
+    where: str
+    what: str
+    outcome: str = ""
+
+
+class Departed(Struct, frozen=True):
+    """An endpoint that a virtual server no longer has, and whose flows have had their time."""
+
+    key: Key
+    address: Address
+    port: int
+
+
+class Flows(Struct, frozen=True):
+    """Established flows that still depend on a dataplane, by virtual server (as its key prints)."""
+
+    by_server: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Return the number of all flows."""
+        return sum(self.by_server.values())
+
+
+class Plan(typing.Protocol):
     """What a commit would change. Prints as text: the golden file and the dry run."""
 
     def __bool__(self) -> bool:
@@ -69,10 +126,20 @@ class Committed(Struct, frozen=True):
     rejected: dict[Key, DataplaneError]
 
 
-class Compiler(Protocol[ProgramT, PlanOut, ObservedT]):
+class Compiler(typing.Protocol[ProgramT, PlanOut, ObservedT]):
     """The pure half: what should be in the kernel, and how to get there. No I/O, no clock."""
 
     mode: str
+    differences: Sequence[Difference]
+    portion: int | None
+    """Virtual servers that are planned and committed together where the kernel has nothing yet;
+    None where one commit of everything is best."""
+
+    def lacks(self, server: VirtualServer, capabilities: Capabilities) -> str:
+        """Return why this mode cannot serve a virtual server here, or an empty text when it can.
+
+        What it serves, but otherwise than the table says, is a difference and no lack.
+        """
 
     def compile(self, virtual_servers: Iterable[VirtualServer], network: NodeNetwork) -> ProgramT:
         """Return the program that serves these virtual servers."""
@@ -96,8 +163,12 @@ class Compiler(Protocol[ProgramT, PlanOut, ObservedT]):
     def load(self, text: bytes) -> ObservedT:
         """Return what a kernel has that holds exactly the dumped program."""
 
+    def trace(self, program: ProgramT, packet: Packet) -> Sequence[Step]:
+        """Return what the packet meets in this program, in order. Follows no chance: a choice among
+        endpoints is one step."""
 
-class Driver(Protocol[PlanIn, ObservedOut]):
+
+class Driver(typing.Protocol[PlanIn, ObservedOut]):
     """The effect half: the one place where a dataplane touches the kernel.
 
     Every error is a `DataplaneError` with its retry class; anything else is a bug.
@@ -115,5 +186,21 @@ class Driver(Protocol[PlanIn, ObservedOut]):
         May be called again before it returns, for plans about other virtual servers.
         """
 
+    async def quiesce(self) -> None:
+        """Take no new flow from now on; established ones go on. Idempotent; undone by a commit.
+
+        Another dataplane serves every virtual server already when this is called.
+        """
+
+    async def flows(self) -> Flows:
+        """Return the established flows that this dataplane still carries."""
+
+    async def cut(self, departed: Sequence[Departed]) -> None:
+        """Forget endpoints that were kept for their old flows only. Connection tracking is not this
+        driver's: those who call it end the flows there."""
+
+    async def leftovers(self) -> Sequence[str]:
+        """Return what `teardown` would remove, in its words. Changes nothing."""
+
     async def teardown(self) -> Sequence[str]:
-        """Remove everything of ours and say what it was. Idempotent."""
+        """Remove everything of this mode and say what it was. Idempotent. The skeleton stays."""

@@ -4,14 +4,24 @@ Lives here: the one place that knows every backend. Imports a backend only when 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
 from vipd.backends.protocol import Compiler, Driver
 from vipd.proxy.errors import ConfigError
+from vipd.proxy.settings import DataplaneSettings
 
-MODES = ("nftables",)
+MODES = ("nftables", "iptables", "ipvs")
+"""In the order in which ``auto`` tries them."""
+AUTO = "auto"
+"""Not a mode, but may be configured as one: the first of MODES that works on this host."""
+NEED_OWN_ADDRESSES = ("ipvs",)
+"""Modes that have to know every address of this node's interfaces."""
+_DEFAULT = DataplaneSettings()
+STATE_DIRECTORY = Path("/run/vipd")
+"""Where a dataplane records what it changed outside its own objects, such as sysctls."""
 
 
 class Backend(Struct, frozen=True):
@@ -21,11 +31,28 @@ class Backend(Struct, frozen=True):
     driver: Driver[Any, Any]
 
 
-def backend(mode: str, inherited: Sequence[int] = ()) -> Backend:
+def backend(
+    mode: str,
+    settings: DataplaneSettings = _DEFAULT,
+    inherited: Sequence[int] = (),
+    state: Path = STATE_DIRECTORY,
+) -> Backend:
     """Return the backend of a mode; its tools hold the `inherited` descriptors while they run."""
-    if mode == "nftables":
-        from vipd.backends.nftables.backend import NftablesCompiler
-        from vipd.backends.nftables.driver import NftablesDriver
+    match mode:
+        case "nftables":
+            from vipd.backends.nftables.backend import NftablesCompiler
+            from vipd.backends.nftables.driver import NftablesDriver
 
-        return Backend(NftablesCompiler(), NftablesDriver(inherited=inherited))
-    raise ConfigError("--mode", f"{mode!r} is no mode; there is: {', '.join(MODES)}")
+            return Backend(NftablesCompiler(), NftablesDriver(inherited=inherited))
+        case "iptables":
+            from vipd.backends.iptables.backend import IptablesCompiler
+            from vipd.backends.iptables.driver import IptablesDriver
+
+            return Backend(IptablesCompiler(settings), IptablesDriver(settings, inherited))
+        case "ipvs":
+            from vipd.backends.ipvs.backend import IpvsCompiler
+            from vipd.backends.ipvs.driver import IpvsDriver
+
+            return Backend(IpvsCompiler(settings), IpvsDriver(settings, inherited, state))
+        case _:
+            raise ConfigError("--mode", f"{mode!r} is no mode; there is: {', '.join(MODES)}")

@@ -3,7 +3,7 @@
 Lives here: nothing but the binding to backends/protocol.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vipd.backends.nftables.compile import Program
 from vipd.backends.nftables.observed import Observed, dump, load
@@ -15,6 +15,8 @@ from vipd.backends.nftables.plan import (
     plan_changes,
     without,
 )
+from vipd.backends.nftables.trace import trace
+from vipd.backends.protocol import Capabilities, Difference, Packet, Step
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
 
@@ -22,6 +24,13 @@ class NftablesCompiler:
     """The pure half (see Compiler)."""
 
     mode = "nftables"
+    differences: Sequence[Difference] = ()
+    portion: int | None = 1_000
+    """Enough for nft to run for a while, while the next portion is compiled."""
+
+    def lacks(self, server: VirtualServer, capabilities: Capabilities) -> str:
+        """Return an empty text: it serves every virtual server there can be."""
+        return ""
 
     def compile(self, virtual_servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
         """Return the program that serves these virtual servers."""
@@ -46,3 +55,7 @@ class NftablesCompiler:
     def load(self, text: bytes) -> Observed:
         """Return what a kernel has that holds exactly the dumped program."""
         return load(text)
+
+    def trace(self, program: Program, packet: Packet) -> Sequence[Step]:
+        """Return what the packet meets in this program, in order."""
+        return trace(program, packet)

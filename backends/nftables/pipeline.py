@@ -21,6 +21,7 @@ from vipd.proxy.virtualserver import NodeNetwork
 NOT_A_SYN = "meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn"
 PORTS = "meta l4proto { tcp, udp, sctp }"
 GENERATION = "0x4e000000"
+GENERATION_MASK = "0xff000000"
 MARK_GENERATION = f"ct mark set ct mark and 0x00ffffff or {GENERATION}"
 """Flows that this program translates carry 0x4e ("N") in the top byte of the connection mark, so
 that a drain can see them. The lower bytes belong to others."""
@@ -270,7 +271,8 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
     no_endpoints = Rule(f"{w.k} vmap @no-endpoints")
     keep = Rule(f"{NOT_A_SYN} return", "a connection in mid-stream keeps its way")
     translated = Rule(
-        f"ct mark and 0xff000000 == {GENERATION} ct status dnat return", "goes to an endpoint"
+        f"ct mark and {GENERATION_MASK} == {GENERATION} ct status dnat return",
+        "goes to an endpoint",
     )
     passing = [
         translated,
@@ -312,7 +314,8 @@ def _masquerading(family: Family, network: NodeNetwork) -> Chain:
         "nat-postrouting",
         (
             Rule(
-                f"ct mark and 0xff000000 == {GENERATION} ct status dnat meta priority set none",
+                f"ct mark and {GENERATION_MASK} == {GENERATION} ct status dnat "
+                "meta priority set none",
                 "the slot is not for qdiscs",
             ),
             Rule(

@@ -152,7 +152,7 @@ def plan(observed: Observed | None, wanted: Program) -> tuple[NftPlan, Program]:
             prologue.append(f"delete table {FAMILY_WORD[family]} {TABLE}")
             seen = seen.without(family)
         if not seen.has_skeleton(family):
-            prologue += _skeleton_commands(family)
+            prologue += skeleton_commands(family)
         if rebuild:
             prologue.append(f"add table {FAMILY_WORD[family]} {TABLE}")
             prologue += [declare(family, one) for one in containers(family)]
@@ -339,7 +339,8 @@ def _declared(seen: Observed, family: Family) -> bool:
     return all(seen.containers.get((family, one.name)) == one.comment for one in containers(family))
 
 
-def _skeleton_commands(family: Family) -> list[str]:
+def skeleton_commands(family: Family) -> list[str]:
+    """Return the nft commands that make a family's skeleton, or make it whole again."""
     return [
         f"add table {FAMILY_WORD[family]} {SKELETON}",
         *declare_chain(family, skeleton(), SKELETON),

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_address, ip_network
 
 from vipd.backends.nftables.plan import compile_program, plan
+from vipd.backends.nftables.tool import INSTALL
 from vipd.backends.protocol import Capability
 from vipd.proxy.errors import DataplaneError, Unsupported
 from vipd.proxy.model import Algorithm
@@ -22,7 +23,6 @@ from vipd.proxy.virtualserver import (
     VirtualServer,
 )
 
-INSTALL = "install Debian's package nftables (1.0.1 or newer)"
 _OLDEST = (1, 0, 1)
 _FILTER = "filter hook output priority 0"
 _NAT = "nat hook postrouting priority 100"

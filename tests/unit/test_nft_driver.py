@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vipd.backends.nftables import driver as driver_module
+from vipd.backends.nftables import tool as tool_module
 from vipd.backends.nftables.compile import Shared
 from vipd.backends.nftables.driver import NftablesDriver
 from vipd.backends.nftables.objects import Element
@@ -89,7 +90,7 @@ async def test_a_signal_ends_nft(fake: Fake, signal: str, error: type[DataplaneE
 
 
 async def test_an_nft_that_hangs_is_killed(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(tool_module, "PATIENCE_SECONDS", 0.05)
     with pytest.raises(UnknownResult, match="did not end"):
         await fake("exec sleep 1000").commit(NftPlan(("add table ip vipd",), ()))
 
@@ -231,7 +232,7 @@ async def test_plans_may_be_committed_side_by_side(fake: Fake, tmp_path: Path) -
 
 async def test_a_commit_that_is_cancelled_while_it_waits_leaves_no_place_taken(fake: Fake) -> None:
     driver = fake('[ -e "$DIR/go" ] || while [ ! -e "$DIR/go" ]; do read -t 0.01 < <(:); done')
-    folder = Path(str(driver._nft)).parent
+    folder = Path(str(driver._nft.path)).parent
     first = asyncio.create_task(driver.commit(NftPlan((), (unit(1),))))
     await asyncio.sleep(0)  # it has its place now
     waiting = asyncio.create_task(driver.commit(NftPlan(("add table ip vipd",), ())))
