@@ -1,7 +1,8 @@
 """The control socket: how the other commands ask a running daemon. Unix socket, root only.
 
-Lives here: the protocol, its server and its client. One request a connection: a line with the name
-of what is read, answered with one JSON document. Must not: know what the answers mean.
+Lives here: the protocol, its server and its client. One request a connection: a line with a name
+and, after a space, what it is about; answered with one JSON document. Must not: know what the
+answers mean.
 """
 
 import asyncio
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from vipd.proxy.errors import ConfigError, ControlError, InUseError
+from vipd.proxy.errors import ConfigError, ControlError, InUseError, VipdError
 
 LONGEST_REQUEST_BYTES = 4096
 PATIENCE_SECONDS = 30.0
 
-Reader = Callable[[], Awaitable[object]]
-"""Returns something that msgspec can encode."""
+Reader = Callable[[str], Awaitable[object]]
+"""Takes the rest of the request's line and returns something that msgspec can encode; a VipdError
+that it raises is the answer."""
 
 
 class Refused(msgspec.Struct):
@@ -40,9 +42,8 @@ async def serve(path: str, readers: Mapping[str, Reader]) -> asyncio.Server:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 line = await incoming.readline()
-                name = line.decode(errors="replace").strip()
-                reader = readers.get(name)
-                reply = Refused(f"no request {name!r}") if reader is None else await reader()
+                name, _, argument = line.decode(errors="replace").strip().partition(" ")
+                reply = await _reply(readers, name, argument)
                 outgoing.write(msgspec.json.encode(reply))
                 await outgoing.drain()
         except (OSError, TimeoutError, ValueError):
@@ -59,7 +60,17 @@ async def serve(path: str, readers: Mapping[str, Reader]) -> asyncio.Server:
         os.umask(before)
 
 
-def read(path: str, name: str) -> bytes:
+async def _reply(readers: Mapping[str, Reader], name: str, argument: str) -> object:
+    reader = readers.get(name)
+    if reader is None:
+        return Refused(f"no request {name!r}")
+    try:
+        return await reader(argument)
+    except VipdError as error:
+        return Refused(str(error))
+
+
+def read(path: str, name: str, argument: str = "") -> bytes:
     """Return the JSON document that the daemon on `path` answers `name` with.
 
     Raise ControlError where there is no daemon, or it refuses.
@@ -68,7 +79,7 @@ def read(path: str, name: str) -> bytes:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
             asking.settimeout(PATIENCE_SECONDS)
             asking.connect(path)
-            asking.sendall(f"{name}\n".encode())
+            asking.sendall(f"{name} {argument}".strip().encode() + b"\n")
             parts = []
             while part := asking.recv(1 << 20):
                 parts.append(part)

@@ -1,4 +1,4 @@
-"""The daemon: one source, one sync, the control socket, until it is told to stop.
+"""The daemon: one source, one sync, its dataplanes and the control socket, until told to stop.
 
 Lives here: what runs side by side and in which order it starts and ends. Must not: decide anything
 about services. Ending leaves the dataplane in place, so that traffic survives a restart.
@@ -10,25 +10,71 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Collection
+from pathlib import Path
 
 import structlog
-from msgspec import Raw
+from msgspec import Struct
 
-from vipd.backends.registry import Backend, backend
-from vipd.proxy import control, instance, views
+from vipd.backends.nftables.tool import Nft
+from vipd.backends.protocol import Capabilities
+from vipd.backends.registry import AUTO, MODES, NEED_OWN_ADDRESSES, Backend, backend
+from vipd.backends.skeleton import Skeleton
+from vipd.proxy import control, instance
+from vipd.proxy.answers import Answers
 from vipd.proxy.config import Config
-from vipd.proxy.errors import Unsupported
+from vipd.proxy.departures import Departures
+from vipd.proxy.errors import DataplaneError, Unsupported
 from vipd.proxy.notify import notify, watchdog
+from vipd.proxy.sources import addresses
 from vipd.proxy.sources.manifests import ManifestSource
-from vipd.proxy.status import Status, judged
+from vipd.proxy.switch import restarted
+from vipd.proxy.switching import Switching, read_record
 from vipd.proxy.sync import Sync
+from vipd.proxy.unreplied import Unreplied
 from vipd.proxy.version import VERSION
+from vipd.proxy.virtualserver import Changes, Key, Table
 
 LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
+RECORD = "mode.json"
+"""Name of the file beside the control socket that says which mode is in use."""
 
 log = structlog.get_logger()
+
+
+class FollowedAddresses:
+    """This node's own addresses, in the table as soon as a mode is used that has to know them."""
+
+    def __init__(self, sync: Sync) -> None:
+        self._sync = sync
+        self._told = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def follow(self, mode: str) -> None:
+        """Return when the table knows what the mode needs; watch for changes from then on."""
+        if mode not in NEED_OWN_ADDRESSES:
+            return
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._go())
+        await self._told.wait()
+
+    async def _go(self) -> None:
+        async for batch in addresses.events():
+            self._sync.take(batch)
+            self._told.set()
+
+    async def stop(self) -> None:
+        """Watch no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class Chosen(Struct, frozen=True):
+    """The mode that a configuration means on this host; `why` is said where it had a choice."""
+
+    mode: str
+    why: str = ""
 
 
 async def run(config: Config, source: ManifestSource) -> None:
@@ -42,36 +88,83 @@ async def run(config: Config, source: ManifestSource) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if os.geteuid() != 0:
-        await _require(backend(config.mode))  # before anything is made
+        await choose(config)  # before anything is made
     lock = instance.take()
-    dataplane = backend(config.mode, inherited=(lock.fileno(),))
-    sync: Sync[Any, Any, Any] = Sync(
-        config.node, dataplane.compiler, dataplane.driver, on_synced=_synced
+    inherited = (lock.fileno(),)
+    state_directory = Path(config.socket).parent
+
+    def make(mode: str) -> Backend:
+        return backend(mode, config.dataplane, inherited, state_directory)
+
+    record = read_record(state_directory / RECORD)
+    chosen = Chosen(config.mode)
+    if config.mode == AUTO and (record is None or record.configured != AUTO):
+        chosen = await choose(config)
+    elif config.mode == AUTO and record is not None:
+        chosen = Chosen(record.state.serving, "as before the restart")
+    state = restarted(record, config.mode, chosen.mode)
+
+    async def forget(keys: Collection[Key]) -> int:
+        from vipd.backends import conntrack
+
+        facts = sync.table.network
+        return await conntrack.forget_unreplied(
+            keys, facts.own_addresses or facts.primary_addresses
+        )
+
+    unreplied = Unreplied(forget)
+
+    def on_update(before: Table, changes: Changes) -> None:
+        departures.note(before, changes)
+        unreplied.note(before, changes)
+
+    sync = Sync(config.node, on_update)
+    own_addresses = FollowedAddresses(sync)
+    switching = Switching(
+        sync,
+        state,
+        config.mode,
+        make,
+        Skeleton(Nft(inherited=inherited)),
+        state_directory / RECORD,
+        config.dataplane.drain_seconds,
+        on_synced=_synced,
+        on_commit=unreplied.committed,
+        prepare=own_addresses.follow,
     )
-    server = await control.serve(config.socket, _readers(config, sync, source, dataplane, started))
-    log.info("start", version=VERSION, mode=config.mode, node=config.node.node_name)
+    departures = Departures(
+        config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)
+    )
+    answers = Answers(config, sync, switching, departures, source, chosen.why, started)
+    server = await control.serve(config.socket, answers.readers())
+    log.info("start", version=VERSION, mode=state.serving, node=config.node.node_name)
+    if chosen.why:
+        log.info("mode chosen", mode=chosen.mode, why=chosen.why)
     # Hardly any garbage arises while everything that is read is kept: see _synced. If the first
     # sync does not come, collections have to.
     gc.disable()
     loop.call_later(LONGEST_WITHOUT_COLLECTION_SECONDS, gc.enable)
-    tasks = [
+    needed = [
         asyncio.ensure_future(one)
-        for one in (stop.wait(), _syncing(sync, source, dataplane), watchdog_forever())
+        for one in (stop.wait(), _following(sync, source), _serving(switching, config))
     ]
+    beside = [asyncio.ensure_future(one) for one in (watchdog_forever(), departures.run())]
     try:
-        await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks[:2]:
+        await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
+        for task in needed:
             if task.done():
                 task.result()
     finally:
         notify("STOPPING=1")
+        tasks = [*needed, *beside]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await unreplied.stop()
+        await own_addresses.stop()
         server.close()
         with contextlib.suppress(OSError):
             os.unlink(config.socket)
-        lock.close()
         lock.close()
         log.info("stop", dataplane="left in place")
 
@@ -82,23 +175,53 @@ async def watchdog_forever() -> None:
     await asyncio.Event().wait()
 
 
-async def _syncing(sync: Sync[Any, Any, Any], source: ManifestSource, dataplane: Backend) -> None:
-    """Run the sync; once the source has ended, keep serving what it said."""
-    try:
-        await sync.run(source.events())
-    except Unsupported:
-        await _require(dataplane)  # says everything that is missing, not only what failed first
-        raise
+async def choose(config: Config) -> Chosen:
+    """Return the mode that the configuration means: the first that works here, where it is auto.
+
+    Raise Unsupported with everything that is missing where there is none.
+    """
+    if config.mode != AUTO:
+        await _require(backend(config.mode, config.dataplane))
+        return Chosen(config.mode)
+    failures = []
+    for mode in MODES:
+        try:
+            await _require(backend(mode, config.dataplane))
+        except Unsupported as error:
+            failures.append(str(error))
+        else:
+            why = "; ".join(failures) or f"everything that {mode} needs is here"
+            return Chosen(mode, why)
+    raise Unsupported("no mode works here", "; ".join(failures))
+
+
+async def _following(sync: Sync, source: ManifestSource) -> None:
+    """Follow the source; once it has ended, keep serving what it said."""
+    await sync.run(source.events())
     await asyncio.Event().wait()
+
+
+async def _serving(switching: Switching, config: Config) -> None:
+    try:
+        await switching.run()
+    except Unsupported:
+        # Say everything that is missing, not only what failed first.
+        await _require(backend(switching.state.serving, config.dataplane))
+        raise
 
 
 async def _require(dataplane: Backend) -> None:
     """Raise Unsupported where the mode cannot work here, with all that is missing."""
-    capabilities = await dataplane.driver.probe()
+    mode = dataplane.compiler.mode
+    try:
+        capabilities = await dataplane.driver.probe()
+    except DataplaneError as error:
+        capabilities = Capabilities(mode, ())
+        raise Unsupported(f"mode {mode} does not work here", str(error)) from error
     missing = [one for one in capabilities.found if one.needed and not one.present]
     if missing:
         raise Unsupported(
-            f"mode {capabilities.mode} does not work here",
+            f"mode {mode} does not work here",
             "; ".join(f"no {one.name}: {one.remedy or one.detail}" for one in missing),
         )
 
@@ -108,53 +231,3 @@ def _synced() -> None:
     gc.freeze()
     gc.enable()
     notify("READY=1")
-
-
-def _readers(
-    config: Config,
-    sync: Sync[Any, Any, Any],
-    source: ManifestSource,
-    dataplane: Backend,
-    started: float,
-) -> dict[str, Callable[[], Awaitable[object]]]:
-    """Return what the control socket answers, by name. The pure work is done off the event loop."""
-
-    async def status() -> Status:
-        table = sync.table
-        servers, endpoints = await asyncio.to_thread(views.counts, table)
-        notes = await asyncio.to_thread(views.notes, sync.snapshot, table, config.node)
-        said = Status(
-            version=VERSION,
-            pid=os.getpid(),
-            mode=config.mode,
-            node=config.node.node_name,
-            manifests=config.manifests,
-            started=started,
-            synced=sync.synced,
-            services=len(sync.snapshot.services),
-            virtual_servers=servers,
-            endpoints=endpoints,
-            syncs=sync.syncs,
-            failed_syncs=sync.failed_syncs,
-            last_sync=sync.last_sync,
-            failure=sync.failure,
-            problems=tuple(str(error) for error in sync.problems.values()),
-            conflicts=tuple(map(str, sync.table.contested.values())),
-            rejected=tuple(f"{key}: {error}" for key, error in sync.rejected.items()),
-            notes=notes,
-            passed_over=views.passed_over(source.passed_over),
-        )
-        return judged(said)
-
-    async def services() -> list[views.VirtualServerView]:
-        return await asyncio.to_thread(views.services, sync.table.virtual_servers())
-
-    async def program() -> Raw:
-        if sync.program is None:
-            return Raw(b"null")
-        return Raw(await asyncio.to_thread(dataplane.compiler.dump, sync.program))
-
-    async def settings() -> object:
-        return views.settings(config.mode, config.node)
-
-    return {"status": status, "services": services, "program": program, "settings": settings}

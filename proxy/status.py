@@ -3,6 +3,8 @@
 Lives here: the record, its JSON shape and what counts as degraded. Must not: measure anything.
 """
 
+from collections.abc import Iterable, Iterator
+
 from msgspec import Struct, structs
 
 
@@ -17,6 +19,31 @@ class LastSync(Struct, frozen=True):
     """Kernel objects that it added or removed."""
     full: bool
     """Whether the kernel was observed first (start, repair), or only a change was planned."""
+
+
+class SwitchReport(Struct):
+    """One switch that was asked for; it changes until `ended` is set. Times are epoch seconds."""
+
+    origin: str
+    target: str
+    started: float
+    steps: list[str] = []
+    """What was begun so far: probe, overlap, verify."""
+    ended: float | None = None
+    failure: str = ""
+    """Why it did not succeed; nothing is changed then. Empty while it is under way, and when it
+    has succeeded."""
+
+
+class DrainView(Struct, frozen=True):
+    """A dataplane that only carries old flows until `deadline` (epoch seconds)."""
+
+    mode: str
+    deadline: float
+    flows: int | None
+    """Flows left; None: not counted yet."""
+    where: dict[str, int] = {}
+    """The virtual servers with most of them."""
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -49,6 +76,15 @@ class Status(Struct, frozen=True, kw_only=True):
     """What is legal but seldom meant, such as a node name that no Node object has."""
     passed_over: tuple[str, ...]
     """Kinds of objects that vipd has no use for, with their number."""
+    why_mode: str = ""
+    """Why this mode, where the configuration leaves it open."""
+    switch: SwitchReport | None = None
+    """The last switch of the mode, under way or ended."""
+    drains: tuple[DrainView, ...] = ()
+    departed: int = 0
+    """Endpoints that left and may still have flows from before."""
+    flows_cut: int = 0
+    """Flows that were ended at a deadline, since the start."""
 
     degraded: bool = False
     """Whether something that an operator should look at keeps some service from being served:
@@ -59,3 +95,11 @@ def judged(status: Status) -> Status:
     """Return the status with `degraded` filled in."""
     bad = (status.failure, status.problems, status.conflicts, status.rejected)
     return structs.replace(status, degraded=not status.synced or any(bad))
+
+
+def drain_lines(drains: Iterable[DrainView], now: float) -> Iterator[str]:
+    """Yield what people read of dataplanes that drain: flows, until when, and where they are."""
+    for one in drains:
+        flows = "flows not counted yet" if one.flows is None else f"{one.flows} flows left"
+        yield f"{one.mode}: {flows}, until they end or for {max(0.0, one.deadline - now):.0f} s"
+        yield from (f"  {count} on {server}" for server, count in one.where.items())

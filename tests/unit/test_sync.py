@@ -1,15 +1,17 @@
 """The sync with the real nftables compiler and a driver that fails as it is told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vipd.backends.nftables.backend import NftablesCompiler
-from vipd.backends.protocol import Capabilities, Committed
-from vipd.proxy import sync as module
+from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.registry import Backend
+from vipd.proxy import dataplane as module
+from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.errors import (
     Busy,
     DataplaneError,
@@ -75,8 +77,20 @@ class Driver:
         told = {unit.key for unit in plan.units}
         return Committed({k: e for k, e in self.rejected.items() if k in told})
 
+    async def quiesce(self) -> None:
+        raise NotImplementedError
+
+    async def flows(self) -> Flows:
+        raise NotImplementedError
+
+    async def cut(self, departed: Sequence[Departed]) -> None:
+        raise NotImplementedError
+
+    async def leftovers(self) -> list[str]:
+        raise NotImplementedError
+
     async def teardown(self) -> list[str]:
-        return []
+        raise NotImplementedError
 
 
 class Rig:
@@ -87,10 +101,21 @@ class Rig:
         self.driver = Driver()
         self.queue: Queue = asyncio.Queue()
         self.ready = 0
-        self.sync: Sync[Any, Any, Any] = Sync(
-            NodeSettings(node_name="n"), NftablesCompiler(), self.driver, self._on_synced
-        )
-        self.task = asyncio.ensure_future(self.sync.run(self._source()))
+        self.dataplane = Dataplane(Backend(NftablesCompiler(), self.driver), self._on_synced)
+        self.sync = Sync(NodeSettings(node_name="n"))
+        self.sync.add(self.dataplane)
+        self.task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        dataplane = asyncio.ensure_future(self.dataplane.run())
+        source = asyncio.ensure_future(self.sync.run(self._source()))
+        try:
+            await asyncio.wait({dataplane, source}, return_when=asyncio.FIRST_COMPLETED)
+            self.dataplane.finish()
+            await dataplane
+        finally:
+            dataplane.cancel()
+            source.cancel()
 
     def _on_synced(self) -> None:
         self.ready += 1
@@ -114,7 +139,7 @@ class Rig:
 
     async def start(self, *numbers: int) -> None:
         self.tell(*(event for n in numbers for event in self.service(n)), Synced())
-        await self.until(lambda: self.sync.synced)
+        await self.until(lambda: self.dataplane.synced)
         self.driver.texts.clear()
 
     async def end(self) -> None:
@@ -128,7 +153,7 @@ class Rig:
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     monkeypatch.setattr(module, "SHORTEST_PAUSE_SECONDS", 0.0)
     made = Rig(tmp_path)
-    made.sync._pause = 0.0
+    made.dataplane._pause = 0.0
     yield made
     made.task.cancel()
     await asyncio.gather(made.task, return_exceptions=True)
@@ -143,32 +168,32 @@ async def test_nothing_is_committed_before_everything_was_listed(rig: Rig) -> No
     rig.tell(*rig.service(1))
     rig.tell(*rig.service(2))
     await settle()
-    assert (rig.driver.commits, rig.sync.synced, rig.ready) == (0, False, 0)
+    assert (rig.driver.commits, rig.dataplane.synced, rig.ready) == (0, False, 0)
     rig.tell(Synced())
-    await rig.until(lambda: rig.sync.synced)
+    await rig.until(lambda: rig.dataplane.synced)
     text = "".join(rig.driver.texts)
     assert "10.96.0.1 . tcp . 80" in text
     assert "10.96.0.2 . tcp . 80" in text
-    assert (rig.sync.syncs, rig.ready) == (1, 1)
-    assert rig.sync.last_sync is not None
-    assert rig.sync.last_sync.full
+    assert (rig.dataplane.syncs, rig.ready) == (1, 1)
+    assert rig.dataplane.last_sync is not None
+    assert rig.dataplane.last_sync.full
 
 
 async def test_an_empty_source_is_synced_too(rig: Rig) -> None:
     rig.tell(Synced())
-    await rig.until(lambda: rig.sync.synced)
+    await rig.until(lambda: rig.dataplane.synced)
     assert "add table ip vipd-skeleton" in "".join(rig.driver.texts)
 
 
 async def test_a_change_is_committed_alone(rig: Rig) -> None:
     await rig.start(1, 2)
     rig.tell(*rig.service(2, port=9090))
-    await rig.until(lambda: rig.sync.syncs == 2)
+    await rig.until(lambda: rig.dataplane.syncs == 2)
     (text,) = rig.driver.texts
     assert "10.96.0.2" in text
     assert "10.96.0.1 " not in text
-    assert rig.sync.last_sync is not None
-    assert not rig.sync.last_sync.full
+    assert rig.dataplane.last_sync is not None
+    assert not rig.dataplane.last_sync.full
     assert rig.driver.observations == 1
 
 
@@ -176,7 +201,7 @@ async def test_what_changes_nothing_is_not_committed(rig: Rig) -> None:
     await rig.start(1)
     rig.tell(*rig.service(1))
     await rig.end()
-    assert (rig.sync.syncs, rig.driver.texts) == (1, [])
+    assert (rig.dataplane.syncs, rig.driver.texts) == (1, [])
 
 
 async def test_events_during_a_commit_are_one_more_commit(rig: Rig) -> None:
@@ -214,8 +239,8 @@ async def test_busy_means_the_same_again(rig: Rig) -> None:
     await rig.start(1)
     rig.driver.failures = [Busy("busy"), Busy("busy")]
     rig.tell(*rig.service(2))
-    await rig.until(lambda: rig.sync.syncs == 2)
-    assert (rig.sync.failed_syncs, rig.sync.failure) == (2, "")
+    await rig.until(lambda: rig.dataplane.syncs == 2)
+    assert (rig.dataplane.failed_syncs, rig.dataplane.failure) == (2, "")
     assert rig.driver.observations == 1
     (text,) = rig.driver.texts
     assert "10.96.0.1 " not in text
@@ -227,12 +252,12 @@ async def test_a_failure_is_told_as_long_as_it_lasts(
     await rig.start(1)
     rig.driver.failures = [Busy("the lock is taken")]
     rig.tell(*rig.service(2))
-    await rig.until(lambda: rig.sync.failure)
-    assert "the lock is taken" in rig.sync.failure
+    await rig.until(lambda: rig.dataplane.failure)
+    assert "the lock is taken" in rig.dataplane.failure
     # Another change joins what is tried again, or follows it.
     rig.tell(*rig.service(3))
     await rig.until(lambda: "10.96.0.3 . tcp" in "".join(rig.driver.texts))
-    assert rig.sync.failure == ""
+    assert rig.dataplane.failure == ""
     assert "10.96.0.2 . tcp" in "".join(rig.driver.texts)
 
 
@@ -241,31 +266,31 @@ async def test_doubt_means_observe_and_everything(rig: Rig, failure: DataplaneEr
     await rig.start(1)
     rig.driver.failures = [failure]
     rig.tell(*rig.service(2))
-    await rig.until(lambda: rig.sync.syncs == 2)
+    await rig.until(lambda: rig.dataplane.syncs == 2)
     assert rig.driver.observations == 2
     text = "".join(rig.driver.texts)
     assert "10.96.0.1 . tcp . 80" in text
     assert "10.96.0.2 . tcp . 80" in text
-    assert rig.sync.last_sync is not None
-    assert rig.sync.last_sync.full
+    assert rig.dataplane.last_sync is not None
+    assert rig.dataplane.last_sync.full
 
 
 async def test_a_rejected_one_is_told_until_it_is_accepted(rig: Rig) -> None:
     await rig.start(1)
     rig.driver.rejected = {key(2): Rejected("add", "no")}
     rig.tell(*rig.service(2), *rig.service(3))
-    await rig.until(lambda: rig.sync.syncs == 2)
-    assert set(rig.sync.rejected) == {key(2)}
+    await rig.until(lambda: rig.dataplane.syncs == 2)
+    assert set(rig.dataplane.rejected) == {key(2)}
     # It is not tried again for others' sake …
     rig.tell(*rig.service(3, port=9090))
-    await rig.until(lambda: rig.sync.syncs == 3)
+    await rig.until(lambda: rig.dataplane.syncs == 3)
     assert "10.96.0.2 " not in rig.driver.texts[-1]
-    assert set(rig.sync.rejected) == {key(2)}
+    assert set(rig.dataplane.rejected) == {key(2)}
     # … but when it changes, and as one that is not there yet.
     rig.driver.rejected = {}
     rig.tell(*rig.service(2, port=9090))
-    await rig.until(lambda: rig.sync.syncs == 4)
-    assert rig.sync.rejected == {}
+    await rig.until(lambda: rig.dataplane.syncs == 4)
+    assert rig.dataplane.rejected == {}
     assert "delete element" not in rig.driver.texts[-1]
     assert "10.96.0.2 . tcp . 80" in rig.driver.texts[-1]
 
@@ -274,9 +299,9 @@ async def test_a_rejected_one_that_is_deleted_is_forgotten(rig: Rig) -> None:
     await rig.start(1)
     rig.driver.rejected = {key(2): Rejected("add", "no")}
     rig.tell(*rig.service(2))
-    await rig.until(lambda: rig.sync.syncs == 2)
+    await rig.until(lambda: rig.dataplane.syncs == 2)
     rig.tell(Deleted(Kind.SERVICE, NamespacedName("test", "s2")))
-    await rig.until(lambda: not rig.sync.rejected)
+    await rig.until(lambda: not rig.dataplane.rejected)
     assert "10.96.0.2 " not in "".join(rig.driver.texts[1:])
 
 
@@ -284,13 +309,13 @@ async def test_a_rejected_plan_waits_for_a_change(rig: Rig) -> None:
     await rig.start(1)
     rig.driver.failures = [Rejected("everything", "no")]
     rig.tell(*rig.service(2))
-    await rig.until(lambda: rig.sync.failure)
+    await rig.until(lambda: rig.dataplane.failure)
     commits = rig.driver.commits
     await settle()
     assert rig.driver.commits == commits
     rig.tell(*rig.service(3))
-    await rig.until(lambda: rig.sync.syncs == 2)
-    assert rig.sync.failure == ""
+    await rig.until(lambda: rig.dataplane.syncs == 2)
+    assert rig.dataplane.failure == ""
     assert "10.96.0.2 . tcp" in rig.driver.texts[-1]
 
 
@@ -305,7 +330,7 @@ async def test_what_is_unsupported_at_the_start_ends_it(rig: Rig) -> None:
 async def test_a_failed_start_is_tried_again(rig: Rig, failure: DataplaneError) -> None:
     rig.driver.failures = [failure]
     rig.tell(*rig.service(1), Synced())
-    await rig.until(lambda: rig.sync.synced)
+    await rig.until(lambda: rig.dataplane.synced)
     assert rig.driver.observations == 2
     assert "10.96.0.1 . tcp . 80" in "".join(rig.driver.texts)
     assert rig.ready == 1
@@ -322,11 +347,11 @@ async def test_changes_during_a_failed_start_are_in_the_next_try(rig: Rig) -> No
     await settle()
     rig.driver.gate.set()
     await rig.end()
-    assert rig.sync.synced
+    assert rig.dataplane.synced
     assert {one.key for one in rig.sync.table.virtual_servers()} == {key(2)}
-    plan, _ = rig.sync.compiler.plan(
-        rig.sync.compiler.load(rig.sync.compiler.dump(rig.sync.program)),
-        rig.sync.compiler.compile(rig.sync.table.virtual_servers(), rig.sync.table.network),
+    plan, _ = rig.dataplane.compiler.plan(
+        rig.dataplane.compiler.load(rig.dataplane.compiler.dump(rig.dataplane.program)),
+        rig.dataplane.compiler.compile(rig.sync.table.virtual_servers(), rig.sync.table.network),
     )
     assert not plan, str(plan)
 
@@ -339,7 +364,7 @@ async def test_problems_are_kept_until_they_are_solved(rig: Rig) -> None:
     assert rig.sync.problems == {"a.yaml": error}
     rig.tell(Problem("a.yaml", None))
     await rig.until(lambda: not rig.sync.problems)
-    assert rig.sync.syncs == 1
+    assert rig.dataplane.syncs == 1
 
 
 async def test_the_end_of_the_source_comes_after_the_last_commit(rig: Rig) -> None:
@@ -347,5 +372,5 @@ async def test_the_end_of_the_source_comes_after_the_last_commit(rig: Rig) -> No
     rig.driver.failures = [Busy("x"), UnknownResult("y")]
     rig.tell(*rig.service(2))
     await rig.end()
-    assert rig.sync.syncs == 2
+    assert rig.dataplane.syncs == 2
     assert "10.96.0.2 . tcp . 80" in "".join(rig.driver.texts)

@@ -1,0 +1,262 @@
+"""A dataplane at work: one backend that is kept in step with the table.
+
+Lives here: the loop from what has changed to a commit, and what it does when one fails. Must not:
+read sources (sync.py), or know which backend it is, or whether another is at work beside it.
+
+What changes while a commit runs goes into the next one; there is no other delay.
+Retry classes (errors.Retry): busy → the same changes again after a pause; unknown or out of step →
+observe, then plan everything; rejected → reported, and left until it changes.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import structlog
+from msgspec import Struct
+
+from vipd.backends.registry import Backend
+from vipd.proxy.errors import DataplaneError, Retry, Unsupported
+from vipd.proxy.status import LastSync
+from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, Table, VirtualServer
+
+SHORTEST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+class _Done(Struct, frozen=True):
+    """What a sync did: the keys it was about, those the kernel refused, and kernel objects."""
+
+    changed: Collection[Key]
+    rejected: dict[Key, DataplaneError]
+    objects: int
+
+
+class Dataplane:
+    """Keeps one backend in step with a table. One task runs it; others may read it."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        on_synced: Callable[[], None] = lambda: None,
+        on_commit: Callable[[Collection[Key]], None] = lambda keys: None,
+    ) -> None:
+        self.compiler = backend.compiler
+        self.driver = backend.driver
+        self.mode = backend.compiler.mode
+        self.program: Any = None
+        """What the kernel is known to have; None before the first commit and when in doubt."""
+        self.rejected: dict[Key, DataplaneError] = {}
+        self.synced = False
+        self.syncs = 0
+        self.failed_syncs = 0
+        self.last_sync: LastSync | None = None
+        self.failure = ""
+        self._on_synced = on_synced
+        self._on_commit = on_commit
+        self._table: Table | None = None
+        self._taken = False
+        """Whether a whole table was taken, so that only changes of it matter from now on."""
+        self._doubt = False
+        self._pending: dict[Key, VirtualServer | None] = {}
+        self._pending_network: NodeNetwork | None = None
+        self._arrived = asyncio.Event()
+        self._questions: list[asyncio.Future[str]] = []
+        self._ending = False
+        self._pause = SHORTEST_PAUSE_SECONDS
+        self._ghosts: set[Key] = set()
+        self._observation: asyncio.Task[Any] | None = None
+
+    def observe_ahead(self) -> None:
+        """Begin to observe; it needs nothing of the table, so it goes on while that is made."""
+        self._observation = asyncio.ensure_future(self.driver.observe())
+
+    def show(self, table: Table, changes: Changes | None = None) -> None:
+        """Say that the table is now this, and what of it changed; None: it is the first one."""
+        self._table = table
+        if changes is not None and self._taken:
+            self._pending.update(changes.virtual_servers)
+            if not self._ghosts.isdisjoint(changes.virtual_servers):
+                self._doubt = True  # only the kernel knows what it has of these
+            if changes.network is not None:
+                self._pending_network = changes.network
+        if changes is None or changes:
+            self._arrived.set()
+
+    def finish(self) -> None:
+        """Let `run` return once everything is committed or given up."""
+        self._ending = True
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Commit what is shown, until told to finish. Raise Unsupported at a hopeless start."""
+        next_try: float | None = None
+        try:
+            while True:
+                await self._wait(next_try)
+                if self._table is not None and self._to_do():
+                    next_try = await self._sync(self._table)
+                if next_try is None and self.program is not None:
+                    await self._answer()
+                if self._ending and next_try is None and not self._arrived.is_set():
+                    return
+        finally:
+            if self._observation is not None:
+                self._observation.cancel()
+
+    async def differences(self) -> str:
+        """Observe, and return as text what the kernel has otherwise than was committed.
+
+        Done by `run` between two commits, so that no commit falls into the observation.
+        """
+        question = asyncio.get_running_loop().create_future()
+        self._questions.append(question)
+        self._arrived.set()
+        return str(await question)
+
+    async def _answer(self) -> None:
+        while self._questions:
+            question = self._questions.pop()
+            try:
+                plan, _ = self.compiler.plan(await self.driver.observe(), self.program)
+            except DataplaneError as error:
+                question.set_exception(error)
+            else:
+                question.set_result(str(plan) if plan else "")
+
+    async def _wait(self, next_try: float | None) -> None:
+        """Wait for a change; after a failure, for the time of the next try.
+
+        Changes do not end that pause, or a busy source would turn a busy kernel's pause to nothing.
+        """
+        if next_try is not None:
+            await asyncio.sleep(max(0.0, next_try - time.monotonic()))
+        else:
+            await self._arrived.wait()
+        self._arrived.clear()
+
+    def _to_do(self) -> bool:
+        changed = bool(self._pending) or self._pending_network is not None
+        return changed or self._doubt or self.program is None
+
+    async def _sync(self, table: Table) -> float | None:
+        """Plan and commit; return the time of the next try, or None when there is none to come."""
+        started = time.perf_counter()
+        full = self._doubt or self.program is None
+        changes = Changes(self._pending, self._pending_network)
+        self._pending, self._pending_network = {}, None
+        try:
+            done = await (self._commit_all(table) if full else self._commit_changes(changes))
+        except DataplaneError as error:
+            self._put_back(changes)
+            if not self.synced and error.retry is not Retry.AFTER_BACKOFF:
+                await self._give_up_where_hopeless(error)
+            return self._failed(error)
+        self._settled(done, full=full)
+        self._report(done, started, full=full)
+        return None
+
+    def _put_back(self, failed: Changes) -> None:
+        """Add what was not committed to what is pending; what came since is newer."""
+        self._pending = {**failed.virtual_servers, **self._pending}
+        self._pending_network = self._pending_network or failed.network
+
+    async def _give_up_where_hopeless(self, error: DataplaneError) -> None:
+        """Raise Unsupported where the first sync failed because this host lacks something.
+
+        A missing kernel module reads like a missing object, so the error alone does not tell.
+        """
+        if isinstance(error, Unsupported) or not (await self.driver.probe()).supported:
+            raise Unsupported("the dataplane does not work here", str(error)) from error
+
+    async def _commit_changes(self, changes: Changes) -> _Done:
+        before = self.program
+        plan, after = self.compiler.plan_changes(before, changes)
+        rejected = (await self.driver.commit(plan)).rejected
+        self.program = self.compiler.without(before, after, rejected) if rejected else after
+        return _Done(changes.virtual_servers.keys(), rejected, plan.size)
+
+    async def _commit_all(self, table: Table) -> _Done:
+        """Observe the kernel and commit the difference to the whole table."""
+        observation = self._observation or asyncio.ensure_future(self.driver.observe())
+        self._observation = None
+        observed = await observation
+        table = self._table or table  # what was shown meanwhile
+        # From here on only what changes is pending.
+        self._taken, self._doubt, self._pending, self._pending_network = True, False, {}, None
+        servers = table.virtual_servers()
+        nothing = self.compiler.compile((), table.network)
+        if observed is None and self.compiler.portion is not None:
+            return await self._commit_portions(nothing, servers, self.compiler.portion)
+        wanted = self.compiler.compile(servers, table.network)
+        plan, after = self.compiler.plan(observed, wanted)
+        rejected = (await self.driver.commit(plan)).rejected
+        # What was observed of a rejected key is still there, and the program does not know of it.
+        self._ghosts = set(rejected)
+        self.program = self.compiler.without(nothing, after, rejected) if rejected else after
+        return _Done([one.key for one in servers], rejected, plan.size)
+
+    async def _commit_portions(
+        self, nothing: Any, servers: list[VirtualServer], portion: int
+    ) -> _Done:
+        """Fill a kernel that has nothing of ours: one portion is committed, the next compiled."""
+        plan, program = self.compiler.plan(None, nothing)
+        commits = [asyncio.ensure_future(self.driver.commit(plan))]
+        objects = plan.size
+        for first in range(0, len(servers), portion):
+            await asyncio.sleep(0)  # what was planned starts before the next is compiled
+            part = {one.key: one for one in servers[first : first + portion]}
+            plan, program = self.compiler.plan_changes(program, Changes(part))
+            commits.append(asyncio.ensure_future(self.driver.commit(plan)))
+            objects += plan.size
+        # All have to end before anything else is done with the kernel, even if one has failed.
+        rejected: dict[Key, DataplaneError] = {}
+        for outcome in await asyncio.gather(*commits, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            rejected |= outcome.rejected
+        self._ghosts = set()
+        self.program = self.compiler.without(nothing, program, rejected) if rejected else program
+        return _Done([one.key for one in servers], rejected, objects)
+
+    def _settled(self, done: _Done, *, full: bool) -> None:
+        rejected = done.rejected
+        for key in done.changed:
+            if key not in rejected and self.rejected.pop(key, None) is not None:
+                log.info("accepted", mode=self.mode, virtual_server=str(key))
+        for key, error in rejected.items():
+            log.error("rejected", mode=self.mode, virtual_server=str(key), why=str(error))
+        self.rejected |= rejected
+        if full:
+            known = set(done.changed)
+            self.rejected = {key: why for key, why in self.rejected.items() if key in known}
+        self._pause = SHORTEST_PAUSE_SECONDS
+        self.failure = ""
+        self._on_commit(done.changed)
+
+    def _failed(self, error: DataplaneError) -> float | None:
+        self.failed_syncs += 1
+        self.failure = f"{error} (tried again {error.retry.value})"
+        log.error("sync failed", mode=self.mode, why=str(error), retry=error.retry.value)
+        if error.retry is Retry.NEVER:
+            self.failure = str(error)
+            return None
+        if error.retry is Retry.AFTER_OBSERVE:
+            self.program = None
+        wait, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
+        return time.monotonic() + wait
+
+    def _report(self, done: _Done, started: float, *, full: bool) -> None:
+        changed, objects = len(done.changed), done.objects
+        milliseconds = round((time.perf_counter() - started) * 1000, 1)
+        self.syncs += 1
+        self.last_sync = LastSync(time.time(), milliseconds, changed, objects, full)
+        log.info(
+            "sync", mode=self.mode, changed=changed, objects=objects, ms=milliseconds, full=full
+        )
+        if not self.synced:
+            self.synced = True
+            self._on_synced()

@@ -1,0 +1,277 @@
+"""Which dataplane serves and which ones drain: the decisions of a live switch, without effects.
+
+Lives here: the state, the events that move it and the actions that follow. Must not: touch a
+dataplane, a file or a clock (switching.py does, and does exactly the actions it is given).
+
+A switch probes the new dataplane, brings it up beside the old one, verifies it by observing, and
+then lets the old one drain: that is, take nothing new, and keep what established flows need until
+they have ended or the deadline is reached. Until it is verified the old dataplane serves alone in
+name, so everything before that is undone by removing the new one. docs/switching.md draws it.
+"""
+
+from collections.abc import Collection, Sequence
+from enum import StrEnum
+
+from msgspec import Struct, structs
+
+
+class Step(StrEnum):
+    """What a switch that is under way is doing."""
+
+    PROBE = "probe"
+    OVERLAP = "overlap"
+    VERIFY = "verify"
+
+
+class Drain(Struct, frozen=True):
+    """A dataplane that only carries old flows. Times are seconds of the wall clock."""
+
+    mode: str
+    deadline: float
+    flows: int | None = None
+    """Flows left when they were last counted; None: not counted yet, or not countable."""
+
+
+class State(Struct, frozen=True):
+    """Who serves, who is to serve next, and who drains; each mode stands at most once."""
+
+    serving: str
+    target: str | None = None
+    step: Step | None = None
+    drain_seconds: float = 0.0
+    """What the old dataplane of the switch under way will be given."""
+    force: bool = False
+    resumed: Drain | None = None
+    """The drain that the switch under way has interrupted: its target was draining."""
+    drains: tuple[Drain, ...] = ()
+
+
+# Events
+
+
+class Asked(Struct, frozen=True):
+    """Somebody asks for a mode."""
+
+    mode: str
+    drain_seconds: float
+    force: bool = False
+
+
+class Probed(Struct, frozen=True):
+    """The target was probed: what the host lacks, and what cannot be served, as sentences."""
+
+    missing: Sequence[str] = ()
+    unserved: Sequence[str] = ()
+
+
+class Committed(Struct, frozen=True):
+    """Everything is programmed in the target; `rejected` is what the kernel refused there only."""
+
+    rejected: Sequence[str] = ()
+
+
+class Verified(Struct, frozen=True):
+    """The target was observed; `differences` is empty where it is as it should be."""
+
+    differences: str
+    now: float
+
+
+class Broken(Struct, frozen=True):
+    """The target cannot be brought up or observed."""
+
+    why: str
+
+
+class Counted(Struct, frozen=True):
+    """The flows of a draining dataplane were counted."""
+
+    mode: str
+    flows: int | None
+    now: float
+
+
+Event = Asked | Probed | Committed | Verified | Broken | Counted
+
+
+# Actions
+
+
+class Probe(Struct, frozen=True):
+    """Find out whether the mode works here and can serve everything."""
+
+    mode: str
+
+
+class BringUp(Struct, frozen=True):
+    """Program everything in the mode, beside what is there."""
+
+    mode: str
+
+
+class Verify(Struct, frozen=True):
+    """Observe the mode and compare."""
+
+    mode: str
+
+
+class Retire(Struct, frozen=True):
+    """Stop keeping the mode in step, let it take nothing new, and watch its flows end."""
+
+    mode: str
+
+
+class Remove(Struct, frozen=True):
+    """Remove the mode from the kernel; `cut` flows end with it."""
+
+    mode: str
+    cut: int = 0
+
+
+class Say(Struct, frozen=True):
+    """The switch has ended; `failure` is why it did not succeed, empty when it did."""
+
+    failure: str = ""
+
+
+Action = Probe | BringUp | Verify | Retire | Remove | Say
+
+
+def decide(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
+    """Return the state after an event, and what is to be done, in order.
+
+    Every state that this returns is safe to crash in: see `restarted`.
+    """
+    match event:
+        case Asked():
+            return _asked(state, event)
+        case Counted():
+            return _counted(state, event)
+        case _ if state.target is None:
+            return state, ()  # of a switch that has ended meanwhile
+        case Probed():
+            return _probed(state, state.target, event)
+        case Committed(rejected):
+            if rejected and not state.force:
+                return _undone(state, state.target, _listed("the kernel refused", rejected))
+            return structs.replace(state, step=Step.VERIFY), (Verify(state.target),)
+        case Verified(differences, now):
+            if differences:
+                why = f"the kernel has not what was committed:\n{differences}"
+                return _undone(state, state.target, why)
+            return _succeeded(state, state.target, now)
+        case Broken(why):
+            return _undone(state, state.target, why)
+
+
+def _asked(state: State, event: Asked) -> tuple[State, tuple[Action, ...]]:
+    if state.target is not None:
+        return state, (Say(f"a switch to {state.target} is under way ({state.step})"),)
+    if event.mode == state.serving:
+        return state, (Say(),)
+    after = structs.replace(
+        state,
+        target=event.mode,
+        step=Step.PROBE,
+        drain_seconds=event.drain_seconds,
+        force=event.force,
+    )
+    return after, (Probe(event.mode),)
+
+
+def _probed(state: State, target: str, event: Probed) -> tuple[State, tuple[Action, ...]]:
+    refusal = ""
+    if event.missing:
+        refusal = _listed(f"mode {target} does not work here", event.missing)
+    elif event.unserved and not state.force:
+        refusal = _listed(f"mode {target} cannot serve", event.unserved) + " (--force to go on)"
+    if refusal:
+        return _at_rest(state), (Say(refusal),)
+    resumed = next((one for one in state.drains if one.mode == target), None)
+    after = structs.replace(
+        state, step=Step.OVERLAP, resumed=resumed, drains=_without(state.drains, target)
+    )
+    return after, (BringUp(target),)
+
+
+def _succeeded(state: State, target: str, now: float) -> tuple[State, tuple[Action, ...]]:
+    old = Drain(state.serving, now + state.drain_seconds)
+    after = State(serving=target, drains=(*state.drains, old))
+    return after, (Retire(old.mode), Say())
+
+
+def _undone(state: State, target: str, why: str) -> tuple[State, tuple[Action, ...]]:
+    """Go back: what was draining before drains on, anything else of the target is removed."""
+    if state.resumed is not None:
+        after = structs.replace(_at_rest(state), drains=(*state.drains, state.resumed))
+        return after, (Retire(target), Say(why))
+    return _at_rest(state), (Remove(target), Say(why))
+
+
+def _counted(state: State, event: Counted) -> tuple[State, tuple[Action, ...]]:
+    drain = next((one for one in state.drains if one.mode == event.mode), None)
+    if drain is None:
+        return state, ()
+    if event.flows == 0 or event.now >= drain.deadline:
+        after = structs.replace(state, drains=_without(state.drains, event.mode))
+        return after, (Remove(event.mode, event.flows or 0),)
+    counted = structs.replace(drain, flows=event.flows)
+    drains = tuple(counted if one.mode == event.mode else one for one in state.drains)
+    return structs.replace(state, drains=drains), ()
+
+
+def _at_rest(state: State) -> State:
+    return State(serving=state.serving, drains=state.drains)
+
+
+def _without(drains: tuple[Drain, ...], mode: str) -> tuple[Drain, ...]:
+    return tuple(one for one in drains if one.mode != mode)
+
+
+def _listed(what: str, things: Sequence[str], most: int = 5) -> str:
+    more = f"; and {len(things) - most} more" if len(things) > most else ""
+    return f"{what}: {'; '.join(things[:most])}{more}"
+
+
+# Restart
+
+
+class Record(Struct, frozen=True):
+    """What a daemon leaves for the next one. `configured` is the mode its configuration asked for.
+
+    A mode that somebody switched to by hand lasts until the configuration asks for another one.
+    """
+
+    configured: str
+    state: State
+
+
+def restarted(record: Record | None, configured: str, chosen: str) -> State:
+    """Return the state that a new daemon begins with.
+
+    `chosen` is the mode that `configured` means on this host. A switch that was not verified is
+    undone: its old dataplane serves, and what there is of the new one drains with the others.
+    """
+    if record is None or record.configured != configured:
+        serving, drains = chosen, record.state.drains if record else ()
+    else:
+        serving, drains = record.state.serving, record.state.drains
+        if record.state.resumed is not None:
+            drains = (*drains, record.state.resumed)
+    return State(serving=serving, drains=_without(drains, serving))
+
+
+def found(
+    state: State, modes: Collection[str], drain_seconds: float, now: float
+) -> tuple[State, tuple[Action, ...]]:
+    """Return the state and actions after other modes were found in the kernel at a start.
+
+    To be asked once the serving dataplane is complete: until then, the one found may be the only
+    one that carries traffic.
+    """
+    known = {one.mode for one in state.drains}
+    new = [Drain(mode, now + drain_seconds) for mode in modes if mode not in known]
+    kept = [one for one in state.drains if one.mode in modes]
+    drains = (*kept, *new)
+    after = structs.replace(state, drains=drains)
+    return after, tuple(Retire(one.mode) for one in drains)

@@ -1,0 +1,87 @@
+"""UDP flows that began before their virtual server was served, and would never reach it.
+
+Lives here: which virtual servers were switched on, and when to forget such flows. Must not: touch
+connection tracking itself.
+
+The kernel decides about translation once, at the first packet of a flow. A client that went on
+sending from one port while a service had no endpoint keeps an entry without a translation, and
+every further packet renews it (kubernetes/kubernetes#48370, #114668). Only entries without a reply
+are forgotten: a flow that works is nobody's to end.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+
+import structlog
+
+from vipd.proxy.errors import DataplaneError
+from vipd.proxy.names import Protocol
+from vipd.proxy.virtualserver import Changes, Key, Table, VirtualServer
+
+Forget = Callable[[Collection[Key]], Awaitable[int]]
+"""Deletes the UNREPLIED entries of these virtual servers and returns how many there were."""
+
+log = structlog.get_logger()
+
+
+def switched_on(before: Table, changes: Changes) -> set[Key]:
+    """Return the UDP virtual servers that have endpoints now and had none, or were not there."""
+    on = set()
+    for key, server in changes.virtual_servers.items():
+        if key.protocol is not Protocol.UDP or server is None or not _serves(server):
+            continue
+        claims = before.claims.get(key)
+        if not claims or not _serves(claims[0]):
+            on.add(key)
+    return on
+
+
+def _serves(server: VirtualServer) -> bool:
+    return bool(server.cluster or server.local)
+
+
+class Unreplied:
+    """Waits for the commit that switches virtual servers on; then their old flows are forgotten.
+
+    Off the path of a sync: the next commit does not wait for it.
+    """
+
+    def __init__(self, forget: Forget) -> None:
+        self.forgotten = 0
+        self._forget = forget
+        self._on: set[Key] = set()
+        self._first = True
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def note(self, before: Table, changes: Changes) -> None:
+        """Remember what the changes switch on."""
+        self._on |= switched_on(before, changes)
+
+    def committed(self, keys: Collection[Key]) -> None:
+        """Say that these are programmed. The first time, nobody knows what was served before."""
+        if self._first:
+            self._first = False
+            due = {key for key in keys if key.protocol is Protocol.UDP}
+        else:
+            due = self._on.intersection(keys)
+        self._on -= due
+        if due:
+            task = asyncio.ensure_future(self._go(due))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _go(self, due: set[Key]) -> None:
+        try:
+            count = await self._forget(due)
+        except DataplaneError as error:
+            log.warning("old UDP flows are not forgotten", why=str(error))
+            return
+        self.forgotten += count
+        if count:
+            log.info("unreplied UDP flows forgotten", flows=count, virtual_servers=len(due))
+
+    async def stop(self) -> None:
+        """Cancel what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

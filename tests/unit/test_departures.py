@@ -1,0 +1,246 @@
+"""Endpoints that left, UDP flows from before, and when their flows are ended."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from pathlib import Path
+
+import pytest
+
+from vipd.backends.protocol import Departed
+from vipd.proxy import departures as module
+from vipd.proxy.departures import Departures, departures
+from vipd.proxy.errors import Busy
+from vipd.proxy.events import Applied, Deleted, Event, Kind
+from vipd.proxy.names import Family, NamespacedName, Protocol, parse_address
+from vipd.proxy.resolve import resolve, update
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.snapshot import Snapshot, fold
+from vipd.proxy.sources.manifests import load
+from vipd.proxy.unreplied import Unreplied, switched_on
+from vipd.proxy.virtualserver import Changes, Key, Table
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: test, annotations: {{{annotations}}}}}
+spec:
+  clusterIP: 10.96.0.1
+  ports: [{{port: 80, name: t}}, {{port: 53, protocol: UDP, name: u}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web, namespace: test, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+ports: [{{name: t, port: 8080}}, {{name: u, port: 5300, protocol: UDP}}]
+endpoints: [{endpoints}]
+"""
+ONE, TWO = "10.244.1.21", "10.244.1.22"
+TCP = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.TCP, 80)
+UDP = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.UDP, 53)
+SETTINGS = NodeSettings(node_name="n")
+
+
+class World:
+    """One service that changes, the time, and what was cut."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "web.yaml"
+        self.snapshot = Snapshot()
+        self.table = resolve(self.snapshot, SETTINGS)
+        self.time = 1000.0
+        self.cut: list[Departed] = []
+        self.fails = False
+        self.departures = Departures(
+            60.0, self._cut, lambda: (self.snapshot, self.table), lambda: self.time
+        )
+
+    async def _cut(self, departed: Sequence[Departed]) -> int:
+        if self.fails:
+            raise Busy("no")
+        self.cut += departed
+        return 3 * len(departed)
+
+    def tell(self, events: list[Event]) -> tuple[Table, Changes]:
+        before = self.table
+        self.snapshot, touched = fold(self.snapshot, events)
+        self.table, changes = update(before, self.snapshot, SETTINGS, touched)
+        self.departures.note(before, changes)
+        return before, changes
+
+    def endpoints(self, *endpoints: str, annotations: str = "") -> tuple[Table, Changes]:
+        """Let the service have these; ``address unready`` and ``address terminating`` too."""
+        texts = []
+        for one in endpoints:
+            address, _, state = one.partition(" ")
+            conditions = {
+                "": "",
+                "unready": "ready: false",
+                "terminating": "ready: false, serving: true, terminating: true",
+            }[state]
+            texts.append(f"{{addresses: [{address}], conditions: {{{conditions}}}}}")
+        self.file.write_text(SERVICE.format(annotations=annotations, endpoints=", ".join(texts)))
+        return self.tell([one for one in load([str(self.file)]) if isinstance(one, Applied)])
+
+    async def later(self, seconds: float) -> list[str]:
+        """Let time pass, and return whose flows were ended."""
+        self.time += seconds
+        self.cut.clear()
+        await self.departures.end_due()
+        return sorted(f"{one.key} {one.address}:{one.port}" for one in self.cut)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+BOTH = [f"{UDP} {TWO}:5300", f"{TCP} {TWO}:8080"]
+
+
+async def test_flows_of_an_endpoint_that_is_gone_end_at_the_deadline(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    assert world.departures.pending == 2
+    assert await world.later(59.0) == []
+    assert await world.later(1.0) == BOTH
+    assert (world.departures.pending, world.departures.flows_cut) == (0, 6)
+    assert await world.later(1000.0) == []
+
+
+async def test_a_terminating_endpoint_has_the_same_deadline(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE, f"{TWO} terminating")
+    assert await world.later(60.0) == BOTH
+
+
+async def test_one_that_is_merely_unready_keeps_its_flows_while_it_lives(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE, f"{TWO} unready")
+    assert await world.later(60.0) == []
+    assert await world.later(600.0) == []
+    world.endpoints(ONE)
+    assert await world.later(60.0) == BOTH
+
+
+async def test_one_that_comes_back_keeps_its_flows(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    world.endpoints(ONE, TWO)
+    assert await world.later(60.0) == []
+    assert world.departures.pending == 0
+
+
+async def test_the_service_may_say_how_long(world: World) -> None:
+    annotation = 'vipd/drain-seconds: "5"'
+    world.endpoints(ONE, TWO, annotations=annotation)
+    world.endpoints(ONE, annotations=annotation)
+    assert await world.later(4.0) == []
+    assert await world.later(1.0) == BOTH
+
+
+async def test_no_time_at_all_is_allowed(world: World) -> None:
+    annotation = 'vipd/drain-seconds: "0"'
+    world.endpoints(ONE, TWO, annotations=annotation)
+    world.endpoints(ONE, annotations=annotation)
+    assert await world.later(0.0) == BOTH
+
+
+async def test_a_deleted_service_cuts_nobody_off(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.tell([Deleted(Kind.SERVICE, NamespacedName("test", "web"))])
+    assert world.departures.pending == 0
+
+
+async def test_what_cannot_be_cut_goes_on(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    world.fails = True
+    assert await world.later(60.0) == []
+    assert world.departures.flows_cut == 0
+
+
+async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PENDING", 1)
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    assert world.departures.pending == 1
+
+
+async def test_a_change_of_the_service_alone_is_no_departure(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    before, changes = world.endpoints(ONE, TWO, annotations="vipd/algorithm: maglev")
+    assert changes
+    assert list(departures(before, changes, 60.0)) == []
+
+
+@pytest.fixture
+async def running(world: World) -> AsyncIterator[World]:
+    task = asyncio.ensure_future(world.departures.run())
+    yield world
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_the_task_wakes_for_what_is_due(running: World) -> None:
+    annotation = 'vipd/drain-seconds: "0"'
+    running.endpoints(ONE, TWO, annotations=annotation)
+    await asyncio.sleep(0)
+    running.endpoints(ONE, annotations=annotation)
+    await until(lambda: len(running.cut) == 2)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+
+
+# UDP flows from before
+
+
+class Forgotten:
+    """What was forgotten, and the one who waits for commits."""
+
+    def __init__(self) -> None:
+        self.keys: list[set[Key]] = []
+        self.unreplied = Unreplied(self._forget)
+
+    async def _forget(self, keys: Collection[Key]) -> int:
+        self.keys.append(set(keys))
+        return 2
+
+
+def test_udp_that_gets_its_first_endpoint_is_switched_on(world: World) -> None:
+    assert switched_on(*world.endpoints()) == set()
+    assert switched_on(*world.endpoints(ONE)) == {UDP}
+    assert switched_on(*world.endpoints(ONE, TWO)) == set()
+    assert switched_on(*world.endpoints()) == set()
+
+
+def test_a_new_service_with_endpoints_is_switched_on(world: World) -> None:
+    assert switched_on(*world.endpoints(ONE)) == {UDP}
+
+
+async def test_flows_are_forgotten_after_the_commit_and_once(world: World) -> None:
+    told = Forgotten()
+    told.unreplied.committed([TCP])  # the first
+    told.unreplied.note(*world.endpoints(ONE))
+    await settle()
+    assert told.keys == []
+    told.unreplied.committed([TCP, UDP])
+    told.unreplied.committed([TCP, UDP])
+    await settle()
+    assert told.keys == [{UDP}]
+    assert told.unreplied.forgotten == 2
+
+
+async def test_at_the_first_commit_every_udp_service_is_meant() -> None:
+    told = Forgotten()
+    told.unreplied.committed([TCP, UDP])
+    await settle()
+    assert told.keys == [{UDP}]
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)

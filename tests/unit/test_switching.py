@@ -1,0 +1,380 @@
+"""The switch at work over dataplanes that only write down what is done with them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from vipd.backends.nftables.backend import NftablesCompiler
+from vipd.backends.nftables.tool import Nft
+from vipd.backends.protocol import Capabilities, Capability, Committed, Departed, Flows
+from vipd.backends.registry import Backend
+from vipd.backends.skeleton import Skeleton
+from vipd.proxy import switching as module
+from vipd.proxy.errors import Busy, ControlError, DataplaneError, Rejected, Unsupported
+from vipd.proxy.events import Event, Synced
+from vipd.proxy.names import Family, Protocol, parse_address
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.sources.manifests import load
+from vipd.proxy.switch import Record, State, Step, restarted
+from vipd.proxy.switching import Switching, read_record
+from vipd.proxy.sync import Sync
+from vipd.proxy.virtualserver import Key, VirtualServer
+
+MANIFEST = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: test}
+spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web, namespace: test, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: "", port: 8080}]
+endpoints: [{addresses: [10.244.1.21]}]
+"""
+KEY = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.TCP, 80)
+
+
+class Compiler(NftablesCompiler):
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.why_not = ""
+
+    def lacks(self, server: VirtualServer, capabilities: Capabilities) -> str:
+        return self.why_not
+
+
+class Driver:
+    """A dataplane that holds what was committed last."""
+
+    def __init__(self, mode: str, done: list[str]) -> None:
+        self.mode = mode
+        self.done = done
+        self.compiler = Compiler(mode)
+        self.missing = ""
+        self.failures: list[DataplaneError] = []
+        self.rejected: dict[Key, DataplaneError] = {}
+        self.observed: list[Any] = []
+        """What `observe` returns in turn; at the end nothing is different."""
+        self.left = 0
+        self.there = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def probe(self) -> Capabilities:
+        missing = Capability("ip_vs", False, remedy=self.missing)
+        return Capabilities(self.mode, (missing,) if self.missing else ())
+
+    async def observe(self) -> Any:
+        return self.observed.pop(0) if self.observed else None
+
+    async def commit(self, plan: Any) -> Committed:
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.note("commit")
+        self.there = True
+        return Committed(self.rejected)
+
+    async def quiesce(self) -> None:
+        self.note("quiesce")
+
+    async def flows(self) -> Flows:
+        return Flows({"10.96.0.1:80/TCP": self.left} if self.left else {})
+
+    async def cut(self, departed: Sequence[Departed]) -> None:
+        raise NotImplementedError
+
+    async def leftovers(self) -> Sequence[str]:
+        return ["something"] if self.there else []
+
+    async def teardown(self) -> Sequence[str]:
+        self.note("teardown")
+        was, self.there = self.there, False
+        return ["something"] if was else []
+
+    def note(self, what: str) -> None:
+        line = f"{what} {self.mode}"
+        if self.done[-1:] != [line]:  # a commit may be several
+            self.done.append(line)
+
+
+class Rig:
+    """A switch with three dataplanes, over one service."""
+
+    def __init__(self, directory: Path) -> None:
+        self.done: list[str] = []
+        self.drivers = {m: Driver(m, self.done) for m in ("nftables", "iptables", "ipvs")}
+        self.record = directory / "mode.json"
+        self.manifest = directory / "web.yaml"
+        self.manifest.write_text(MANIFEST)
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self, configured: str = "nftables") -> None:
+        state = restarted(read_record(self.record), configured, configured)
+        self.sync = Sync(NodeSettings(node_name="n"))
+        self.switching = Switching(
+            self.sync,
+            state,
+            configured,
+            lambda mode: Backend(self.drivers[mode].compiler, self.drivers[mode]),
+            Skeleton(Nft("/bin/true")),
+            self.record,
+            drain_seconds=300.0,
+        )
+        for mode in self.drivers:
+            self.verified(mode)
+        self.task = asyncio.ensure_future(self.switching.run())
+
+    def verified(self, mode: str) -> None:
+        """Let the dataplane be observed as it was committed."""
+        dataplanes = self.sync._dataplanes
+        driver = self.drivers[mode]
+
+        async def observe() -> Any:
+            if driver.observed:
+                return driver.observed.pop(0)
+            for one in dataplanes:
+                if one.mode == mode and one.program is not None:
+                    return one.compiler.load(one.compiler.dump(one.program))
+            return None
+
+        driver.observe = observe  # type: ignore[method-assign]
+
+    async def synced(self) -> None:
+        async def source() -> AsyncIterator[list[Event]]:
+            yield [*load([str(self.manifest)]), Synced()]
+
+        await self.sync.run(source())
+        await self.until(lambda: self.switching.serving.synced)
+        await self.quiet()
+        self.done.clear()
+
+    async def quiet(self) -> None:
+        for task in (self.switching._clearing, self.switching._switch):
+            if task is not None:
+                await asyncio.wait({task}, timeout=20)
+                assert task.done()
+
+    async def switch(self, mode: str, drain: float | None = None, *, force: bool = False) -> str:
+        """Switch, and return why it failed."""
+        report = self.switching.ask(mode, drain, force=force)
+        await self.quiet()
+        assert report.ended is not None
+        return report.failure
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not holds():  # noqa: ASYNC110 - many kinds of state, none with an event
+                await asyncio.sleep(0.001)
+
+    async def crash(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(module, "FIRST_COUNT_SECONDS", 0.001)
+    monkeypatch.setattr(module, "LONGEST_COUNT_SECONDS", 0.002)
+    made = Rig(tmp_path)
+    made.start()
+    await made.synced()
+    yield made
+    await made.crash()
+
+
+async def test_the_new_one_is_whole_before_the_old_one_is_left(rig: Rig) -> None:
+    assert await rig.switch("iptables") == ""
+    await rig.until(lambda: not rig.switching.state.drains)
+    assert rig.done == ["commit iptables", "quiesce nftables", "teardown nftables"]
+    assert rig.switching.serving.mode == "iptables"
+    report = rig.switching.report
+    assert report is not None
+    assert report.steps == ["probe", "overlap", "verify"]
+
+
+async def test_only_the_one_that_serves_is_shown_changes(rig: Rig) -> None:
+    await rig.switch("iptables")
+    assert [one.mode for one in rig.sync._dataplanes] == ["iptables"]
+
+
+async def test_the_old_one_stays_until_its_flows_have_ended(rig: Rig) -> None:
+    rig.drivers["nftables"].left = 2
+    await rig.switch("ipvs")
+    await rig.until(lambda: [one.flows for one in rig.switching.drains()] == [2])
+    (drain,) = rig.switching.drains()
+    assert (drain.mode, drain.where) == ("nftables", {"10.96.0.1:80/TCP": 2})
+    assert "teardown nftables" not in rig.done
+    rig.drivers["nftables"].left = 0
+    await rig.until(lambda: "teardown nftables" in rig.done)
+    assert rig.switching.cut_flows == 0
+
+
+async def test_what_is_left_at_the_deadline_is_cut_and_counted(rig: Rig) -> None:
+    rig.drivers["nftables"].left = 2
+    await rig.switch("ipvs", drain=0.0)
+    await rig.until(lambda: "teardown nftables" in rig.done)
+    assert rig.switching.cut_flows == 2
+
+
+async def test_what_the_host_lacks_is_named_and_nothing_changed(rig: Rig) -> None:
+    rig.drivers["ipvs"].missing = "modprobe ip_vs"
+    failure = await rig.switch("ipvs", force=True)
+    assert failure == "mode ipvs does not work here: no ip_vs: modprobe ip_vs"
+    assert rig.done == []
+
+
+async def test_services_that_cannot_be_served_are_listed(rig: Rig) -> None:
+    rig.drivers["ipvs"].compiler.why_not = "no SCTP"
+    failure = await rig.switch("ipvs")
+    assert "test/web on 10.96.0.1:80/TCP: no SCTP" in failure
+    assert rig.done == []
+    assert await rig.switch("ipvs", force=True) == ""
+
+
+async def test_a_service_that_the_kernel_refuses_fails_the_switch(rig: Rig) -> None:
+    rig.drivers["ipvs"].rejected = {KEY: Rejected("add", "no such scheduler")}
+    failure = await rig.switch("ipvs")
+    assert "10.96.0.1:80/TCP: add: no such scheduler" in failure
+    assert rig.done == ["commit ipvs", "teardown ipvs"]
+    assert rig.switching.serving.mode == "nftables"
+
+
+async def test_a_dataplane_that_cannot_be_brought_up_fails_the_switch(rig: Rig) -> None:
+    rig.drivers["ipvs"].failures = [Unsupported("ip_vs", "modprobe ip_vs")]
+    assert "modprobe ip_vs" in await rig.switch("ipvs")
+    assert rig.done[-1] == "teardown ipvs"
+    assert not any("nftables" in line for line in rig.done)
+
+
+async def test_what_is_observed_otherwise_fails_the_switch(rig: Rig) -> None:
+    compiler = rig.drivers["ipvs"].compiler
+    nothing = compiler.compile((), rig.sync.table.network)
+    rig.drivers["ipvs"].observed = [None, compiler.load(compiler.dump(nothing))]
+    failure = await rig.switch("ipvs")
+    assert "10.96.0.1 . tcp . 80" in failure
+    assert rig.done == ["commit ipvs", "teardown ipvs"]
+    assert rig.switching.state == State(serving="nftables")
+
+
+async def test_a_busy_kernel_is_waited_for(rig: Rig) -> None:
+    rig.drivers["ipvs"].failures = [Busy("the lock is taken")]
+    assert await rig.switch("ipvs") == ""
+
+
+async def test_there_is_one_switch_at_a_time(rig: Rig) -> None:
+    rig.drivers["ipvs"].gate.clear()
+    rig.switching.ask("ipvs", None, force=False)
+    with pytest.raises(ControlError, match="a switch to ipvs is under way"):
+        rig.switching.ask("iptables", None, force=False)
+    rig.drivers["ipvs"].gate.set()
+    await rig.quiet()
+
+
+async def test_an_unknown_mode_is_refused_with_those_there_are(rig: Rig) -> None:
+    with pytest.raises(ControlError, match="nftables, iptables, ipvs"):
+        rig.switching.ask("ebpf", None, force=False)
+    with pytest.raises(ControlError, match="nftables, iptables, ipvs"):
+        await rig.switching.try_out("ebpf")
+
+
+async def test_the_way_back_during_a_drain_takes_up_the_old_one(rig: Rig) -> None:
+    rig.drivers["nftables"].left = 1
+    await rig.switch("ipvs")
+    rig.done.clear()
+    rig.drivers["ipvs"].left = 1
+    await rig.switch("nftables")
+    assert "teardown nftables" not in rig.done
+    assert rig.done[0] == "commit nftables"
+    await rig.until(lambda: [one.mode for one in rig.switching.drains()] == ["ipvs"])
+
+
+async def test_a_third_mode_during_a_drain(rig: Rig) -> None:
+    rig.drivers["nftables"].left = rig.drivers["ipvs"].left = 1
+    await rig.switch("ipvs")
+    await rig.switch("iptables")
+    assert {one.mode for one in rig.switching.drains()} == {"nftables", "ipvs"}
+    rig.drivers["nftables"].left = rig.drivers["ipvs"].left = 0
+    await rig.until(lambda: not rig.switching.drains())
+    assert {"teardown nftables", "teardown ipvs"} <= set(rig.done)
+
+
+async def test_a_dry_run_tells_and_changes_nothing(rig: Rig) -> None:
+    said = await rig.switching.try_out("ipvs")
+    assert any("would program" in line for line in said)
+    assert any("would drain 0 flows of nftables" in line for line in said)
+    assert (rig.done, rig.switching.report) == ([], None)
+
+
+async def test_a_restart_keeps_the_mode_and_the_drain(rig: Rig) -> None:
+    rig.drivers["nftables"].left = 1
+    await rig.switch("ipvs", drain=1000.0)
+    (before,) = rig.switching.state.drains
+    await rig.crash()
+    rig.start()
+    await rig.synced()
+    await rig.until(rig.switching.drains)
+    (drain,) = rig.switching.drains()
+    assert rig.switching.serving.mode == "ipvs"
+    assert (drain.mode, drain.deadline) == ("nftables", before.deadline)
+
+
+@pytest.mark.parametrize("step", list(Step))
+async def test_a_crash_before_the_end_of_a_switch_is_undone(rig: Rig, step: Step) -> None:
+    table = {
+        Step.PROBE: State("nftables", "ipvs", Step.PROBE),
+        Step.OVERLAP: State("nftables", "ipvs", Step.OVERLAP, 300.0),
+        Step.VERIFY: State("nftables", "ipvs", Step.VERIFY, 300.0),
+    }
+    await rig.crash()
+    rig.record.write_bytes(msgspec.json.encode(Record("nftables", table[step])))
+    rig.drivers["ipvs"].there = step is not Step.PROBE
+    rig.start()
+    await rig.synced()
+    await rig.until(lambda: not rig.drivers["ipvs"].there)
+    await rig.until(lambda: not rig.switching.drains())
+    assert rig.switching.serving.mode == "nftables"
+
+
+async def test_another_configured_mode_is_a_switch_at_the_start(rig: Rig) -> None:
+    await rig.crash()
+    rig.drivers["nftables"].left = 1
+    rig.start("iptables")
+    await rig.synced()
+    await rig.until(rig.switching.drains)
+    assert rig.switching.serving.mode == "iptables"
+    assert [one.mode for one in rig.switching.drains()] == ["nftables"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"configured": 1}', b"\xff"])
+async def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "mode.json"
+    path.write_bytes(text)
+    assert read_record(path) is None
+
+
+async def test_a_record_that_cannot_be_written_keeps_nobody_from_serving(rig: Rig) -> None:
+    rig.record.unlink()
+    rig.record.mkdir()
+    assert await rig.switch("iptables") == ""
+
+
+async def test_a_dataplane_that_dies_ends_the_daemon(rig: Rig, tmp_path: Path) -> None:
+    await rig.crash()
+    rig.drivers["nftables"].failures = [Unsupported("nft", "install it")]
+    rig.start()
+
+    async def source() -> AsyncIterator[list[Event]]:
+        yield [Synced()]
+
+    await rig.sync.run(source())
+    assert rig.task is not None
+    with pytest.raises(Unsupported, match="install it"):
+        await rig.task
