@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.model import EndpointSlice, KubernetesObject, Node, Pod, Service, ServiceCIDR
-from vipd.proxy.names import NamespacedName
+from vipd.proxy.names import Address, NamespacedName
 
 
 class Kind(Enum):
@@ -51,7 +51,13 @@ class Problem(Struct, frozen=True):
     error: ManifestError | None
 
 
-Event = Applied | Deleted | Synced | Problem
+class OwnAddresses(Struct, frozen=True):
+    """The addresses of this node's interfaces are now these: sorted, without loopback's."""
+
+    addresses: tuple[Address, ...]
+
+
+Event = Applied | Deleted | Synced | Problem | OwnAddresses
 
 
 def kind_of(thing: KubernetesObject) -> Kind:

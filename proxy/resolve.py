@@ -64,7 +64,7 @@ def update(
     """
     names: Iterable[NamespacedName] = touched.services
     new_network = None
-    if settings.node_name in touched.nodes or touched.service_cidrs:
+    if settings.node_name in touched.nodes or touched.service_cidrs or touched.own_addresses:
         facts = network(snapshot, settings)
         if facts != table.network:
             new_network = facts
@@ -93,6 +93,8 @@ def network(snapshot: Snapshot, settings: NodeSettings) -> NodeNetwork:
         node_port_ranges=collapse(ranges),
         service_cidrs=collapse([*cidrs, *settings.service_cidrs]),
         masquerade_mark=1 << settings.masquerade_bit,
+        own_addresses=snapshot.own_addresses,
+        primary_addresses=node_addresses(snapshot, settings),
     )
 
 
@@ -206,6 +208,8 @@ def _virtual_server(
         allowed_sources=allowed if kind is Kind.LOAD_BALANCER else None,
         masquerade=masquerade,
         algorithm=service.algorithm,
+        scheduler=service.scheduler,
+        drain_seconds=service.drain_seconds,
     )
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from immutables import Map
 from msgspec import Struct
 
-from vipd.proxy.events import Applied, Deleted, Event, Kind, name_of
+from vipd.proxy.events import Applied, Deleted, Event, Kind, OwnAddresses, name_of
 from vipd.proxy.model import EndpointSlice, Node, Service, ServiceCIDR
-from vipd.proxy.names import NamespacedName
+from vipd.proxy.names import Address, NamespacedName
 
 
 class Snapshot(Struct, frozen=True):
@@ -23,6 +23,7 @@ class Snapshot(Struct, frozen=True):
     """Slice name → service name, to find a slice by its own name."""
     nodes: Map[str, Node] = Map()
     service_cidrs: Map[str, ServiceCIDR] = Map()
+    own_addresses: tuple[Address, ...] = ()
 
 
 class Touched(Struct, frozen=True):
@@ -31,6 +32,7 @@ class Touched(Struct, frozen=True):
     services: frozenset[NamespacedName] = frozenset()
     nodes: frozenset[str] = frozenset()
     service_cidrs: bool = False
+    own_addresses: bool = False
 
 
 def fold(snapshot: Snapshot, events: Iterable[Event]) -> tuple[Snapshot, Touched]:
@@ -46,6 +48,7 @@ def fold(snapshot: Snapshot, events: Iterable[Event]) -> tuple[Snapshot, Touched
     touched: set[NamespacedName] = set()
     touched_nodes: set[str] = set()
     touched_cidrs = False
+    own_addresses = snapshot.own_addresses
 
     def take_slice(name: NamespacedName) -> None:
         owner = owners.pop(name, None)
@@ -85,6 +88,8 @@ def fold(snapshot: Snapshot, events: Iterable[Event]) -> tuple[Snapshot, Touched
                 if cidrs.get(cidr.name) != cidr:
                     cidrs[cidr.name] = cidr
                     touched_cidrs = True
+            case OwnAddresses(addresses):
+                own_addresses = addresses
             case Deleted(Kind.SERVICE, name):
                 if services.pop(name, None) is not None:
                     touched.add(name)
@@ -104,8 +109,14 @@ def fold(snapshot: Snapshot, events: Iterable[Event]) -> tuple[Snapshot, Touched
         slice_owners=owners.finish(),
         nodes=nodes.finish(),
         service_cidrs=cidrs.finish(),
+        own_addresses=own_addresses,
     )
-    return after, Touched(frozenset(touched), frozenset(touched_nodes), touched_cidrs)
+    return after, Touched(
+        frozenset(touched),
+        frozenset(touched_nodes),
+        touched_cidrs,
+        own_addresses != snapshot.own_addresses,
+    )
 
 
 def _by_name(one: EndpointSlice) -> NamespacedName:

@@ -111,6 +111,10 @@ class VirtualServer(Struct, frozen=True, kw_only=True):
     """Who may connect at all, collapsed and sorted; None is everyone."""
     masquerade: Masquerade = Masquerade.NEVER
     algorithm: Algorithm = Algorithm.RANDOM
+    scheduler: str = ""
+    """IPVS scheduler by annotation; empty: as the algorithm and the node's settings say."""
+    drain_seconds: int | None = None
+    """How long flows of an endpoint that left may go on; None: as the node's settings say."""
 
 
 class PodSources(Struct, frozen=True):
@@ -132,6 +136,10 @@ class NodeNetwork(Struct, frozen=True, kw_only=True):
     """Own addresses inside these ranges answer node ports; loopback never does."""
     service_cidrs: tuple[Network, ...] = ()
     """Cluster IPs inside these ranges that no service has are dropped."""
+    own_addresses: tuple[Address, ...] = ()
+    """Addresses of this node's interfaces, sorted, without loopback's; empty: not known."""
+    primary_addresses: tuple[Address, ...] = ()
+    """The node's own addresses by its Node object or settings, at most one of each family."""
     masquerade_mark: int = 0x4000
 
 

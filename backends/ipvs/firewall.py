@@ -1,0 +1,140 @@
+"""The sets and fixed rules of IPVS mode, put in place, listed and removed.
+
+Lives here: what the tools are told (backends/ipset.py, backends/xtables.py run them). Must not:
+decide what should be there (plan.py, rules.py).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from vipd.backends.ipset import IpSets, SetSpec
+from vipd.backends.ipvs.objects import DELETE, SETS, Member, Operation, set_name
+from vipd.backends.ipvs.observed import Place
+from vipd.backends.ipvs.rules import OUR_CHAINS, TABLES, Chain
+from vipd.backends.xtables import Xtables
+from vipd.proxy.errors import DataplaneError
+from vipd.proxy.names import Family
+
+MOST_ELEMENTS = 1 << 20
+_RULE = re.compile(r"-A (\S+) .*?--comment (?:\"([^\"]*)\"|(\S+))")
+Hooked = tuple[Family, str, str, str]
+"""Family, table, built-in chain and comment of a rule that leads to a chain of ours."""
+
+
+class Firewall:
+    """ipset and iptables in the network namespace of this process."""
+
+    def __init__(self, inherited: Sequence[int] = ()) -> None:
+        self._sets = IpSets()
+        self._tables = Xtables(inherited=inherited)
+
+    async def create_sets(self, wanted: Iterable[tuple[Family, str]]) -> None:
+        """Create sets; Rejected where one is there with another type."""
+        for family, name in wanted:
+            spec = SetSpec(set_name(family, name), SETS[name], family, MOST_ELEMENTS)
+            await self._sets.create(spec)
+
+    async def members(self, operations: Iterable[Operation]) -> dict[Operation, DataplaneError]:
+        """Add and delete elements, each set in one go; return what was not taken."""
+        by_set: dict[tuple[Family, str, bool], dict[str, Operation]] = {}
+        for one in operations:
+            if isinstance(one.thing, Member):
+                place = (one.thing.family, one.thing.set, one.verb is DELETE)
+                by_set.setdefault(place, {})[one.thing.text] = one
+        failed = {}
+        for (family, name, gone), texts in by_set.items():
+            change = self._sets.delete if gone else self._sets.add
+            for text, error in (await change(set_name(family, name), texts)).items():
+                failed[texts[text]] = error
+        return failed
+
+    async def listed_members(
+        self, names: Iterable[str] = SETS
+    ) -> tuple[list[Member], frozenset[tuple[Family, str]]]:
+        """Return the elements of our sets of these names, and which of the sets there are."""
+        found, sets = [], set()
+        there = await self._sets.names()
+        for family in Family:
+            for name in names:
+                whole = set_name(family, name)
+                entries = await self._sets.entries(whole) if whole in there else None
+                if entries is not None:
+                    sets.add((family, name))
+                    found += [Member(family, name, text) for text in entries]
+        return found, frozenset(sets)
+
+    async def destroy_sets(self, there: Iterable[tuple[Family, str]]) -> None:
+        """Remove sets; no rule may use them any more."""
+        for one in there:
+            await self._sets.destroy(set_name(*one))
+
+    async def put_rules(
+        self, wanted: Iterable[tuple[Family, Chain]], hooked: Iterable[Hooked]
+    ) -> None:
+        """Make chains hold exactly their rules and hook each in once, one commit for each table."""
+        by_table: dict[tuple[Family, str], list[str]] = {}
+        there = set(hooked)
+        for family, chain in wanted:
+            lines = by_table.setdefault((family, chain.table), [])
+            lines.insert(0, f":{chain.name} - [0:0]")
+            lines += [rule.line(chain.name) for rule in chain.rules]
+            lines += [
+                rule.line(hook, "-I")
+                for hook, rule in chain.hooks
+                if (family, chain.table, hook, rule.comment) not in there
+            ]
+        for (family, table), lines in by_table.items():
+            await self._restore(family, table, lines)
+
+    async def listed_rules(self) -> dict[Place, tuple[str, ...]]:
+        """Return the comments of our rules, by family, table and chain."""
+        found: dict[Place, list[str]] = {}
+        for family in Family:
+            for table in TABLES:
+                for line in await self._save(family, table):
+                    if (name := _declared(line)) in OUR_CHAINS:
+                        found.setdefault((family, table, name), [])
+                    elif (match := _RULE.match(line)) and (
+                        match[1] in OUR_CHAINS or _target(line) in OUR_CHAINS
+                    ):
+                        told = match[2] or match[3]
+                        found.setdefault((family, table, match[1]), []).append(told)
+        return {
+            place: tuple(told if place[2] in OUR_CHAINS else sorted(told))
+            for place, told in found.items()
+        }
+
+    async def remove_rules(self, keep: Iterable[str] = ()) -> None:
+        """Remove our chains and what leads to them, but for the chains `keep`."""
+        going = set(OUR_CHAINS) - set(keep)
+        for family in Family:
+            for table in TABLES:
+                listing = await self._save(family, table)
+                chains = [name for line in listing if (name := _declared(line)) in going]
+                lines = [
+                    f"-D {line.removeprefix('-A ')}"
+                    for line in listing
+                    if _target(line) in going and line.split()[1] not in going
+                ]
+                lines += [f"-F {one}" for one in chains] + [f"-X {one}" for one in chains]
+                if lines:
+                    await self._restore(family, table, lines)
+
+    async def _save(self, family: Family, table: str) -> list[str]:
+        return (await self._tables.save(family, table)).splitlines()
+
+    async def _restore(self, family: Family, table: str, lines: Sequence[str]) -> None:
+        text = "".join(f"{line}\n" for line in (f"*{table}", *lines, "COMMIT"))
+        await self._tables.restore(family, text)
+
+
+def _declared(line: str) -> str:
+    return line[1:].split()[0] if line.startswith(":") else ""
+
+
+def _target(line: str) -> str:
+    """Return the chain that a rule of iptables-save's leads to; empty for anything else."""
+    if not line.startswith("-A "):
+        return ""
+    _, jump, rest = line.rpartition(" -j ")
+    return rest.split()[0] if jump else ""
