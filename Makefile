@@ -7,11 +7,14 @@ BIN := $(VENV)/bin
 FILES := $(shell find proxy backends dns bench -name '*.py' -o -name py.typed | LC_ALL=C sort)
 STAMP := $(VENV)/.installed-$(shell echo $(FILES) | cat - pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 
-.PHONY: setup tools run test check bench lab clean cover
+.PHONY: setup tools test-tools run test vm-test check bench lab clean cover
 setup: tools $(STAMP)
 
 tools:
 	@PYTHON="$(PYTHON)" ./deploy/install-tools
+
+test-tools:
+	@PYTHON="$(PYTHON)" ./deploy/install-tools tests
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,10 +30,14 @@ run: setup
 lab: setup
 	@$(BIN)/vipd lab up
 
-test: setup
+test: setup test-tools
 	@$(BIN)/python -m pytest
 
-cover: setup
+# One virtual machine with Debian's kernel, and the tests that need it: docs/testing.md.
+vm-test: setup test-tools
+	@$(BIN)/python -m pytest tests/vm
+
+cover: setup test-tools
 	@$(BIN)/python -m coverage run -m pytest && $(BIN)/python -m coverage report
 
 check: setup

@@ -7,21 +7,38 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from msgspec import Struct
+
 from vipd.proxy.decode_fields import FieldError, address, is_name, shown
-from vipd.proxy.model import Algorithm
+from vipd.proxy.model import SCHEDULERS, Algorithm
 
 PREFIX = "vipd/"
 ALGORITHM = "vipd/algorithm"
 WEIGHTS = "vipd/weights"
+SCHEDULER = "vipd/ipvs-scheduler"
+DRAIN_SECONDS = "vipd/drain-seconds"
 MAX_WEIGHT = 100
 """An endpoint of weight w holds w slots, so a weight is also a size."""
-_KNOWN: Mapping[str, None] = MappingProxyType({ALGORITHM: None, WEIGHTS: None})
-_NUMBER = re.compile(r"[0-9]{1,3}\Z", re.ASCII)
+MAX_DRAIN_SECONDS = 86400
+_KNOWN: Mapping[str, None] = MappingProxyType(
+    dict.fromkeys((ALGORITHM, WEIGHTS, SCHEDULER, DRAIN_SECONDS))
+)
+_NUMBER = re.compile(r"[0-9]{1,5}\Z", re.ASCII)
 
 
-def algorithm_and_weights(
-    annotations: Mapping[str, str],
-) -> tuple[Algorithm, tuple[tuple[str, int], ...]]:
+class Asked(Struct, frozen=True, kw_only=True):
+    """What the annotations of a Service ask for; the fields are those of `model.Service`."""
+
+    algorithm: Algorithm = Algorithm.RANDOM
+    weights: tuple[tuple[str, int], ...] = ()
+    scheduler: str = ""
+    drain_seconds: int | None = None
+
+
+NOTHING = Asked()
+
+
+def asked(annotations: Mapping[str, str]) -> Asked:
     """Return what the annotations of a Service ask for; FieldError for a wrong or unknown one.
 
     A name under ``vipd/`` that is not known is an error: a typo must not be silent.
@@ -29,19 +46,47 @@ def algorithm_and_weights(
     for name in annotations:
         if name.startswith(PREFIX) and name not in _KNOWN:
             raise FieldError(_field(name), f"is not known; there are {', '.join(_KNOWN)}")
-    algorithm = Algorithm.RANDOM
-    if (text := annotations.get(ALGORITHM)) is not None:
-        try:
-            algorithm = Algorithm(text.strip())
-        except ValueError as error:
-            allowed = ", ".join(each.value for each in Algorithm)
-            raise FieldError(_field(ALGORITHM), f"{shown(text)} is not one of {allowed}") from error
-    text = annotations.get(WEIGHTS)
-    return algorithm, () if text is None else _weights(text)
+    return Asked(
+        algorithm=_algorithm(annotations.get(ALGORITHM)),
+        weights=_weights(annotations.get(WEIGHTS)),
+        scheduler=_scheduler(annotations.get(SCHEDULER)),
+        drain_seconds=_drain_seconds(annotations.get(DRAIN_SECONDS)),
+    )
 
 
-def _weights(text: str) -> tuple[tuple[str, int], ...]:
+def _algorithm(text: str | None) -> Algorithm:
+    if text is None:
+        return Algorithm.RANDOM
+    try:
+        return Algorithm(text.strip())
+    except ValueError as error:
+        allowed = ", ".join(each.value for each in Algorithm)
+        raise FieldError(_field(ALGORITHM), f"{shown(text)} is not one of {allowed}") from error
+
+
+def _scheduler(text: str | None) -> str:
+    if text is None:
+        return ""
+    if text.strip() not in SCHEDULERS:
+        allowed = ", ".join(SCHEDULERS)
+        raise FieldError(_field(SCHEDULER), f"{shown(text)} is not one of {allowed}")
+    return text.strip()
+
+
+def _drain_seconds(text: str | None) -> int | None:
+    if text is None:
+        return None
+    number = text.strip()
+    if not _NUMBER.match(number) or int(number) > MAX_DRAIN_SECONDS:
+        why = f"{shown(text)} is not a number of seconds, 0-{MAX_DRAIN_SECONDS}"
+        raise FieldError(_field(DRAIN_SECONDS), why)
+    return int(number)
+
+
+def _weights(text: str | None) -> tuple[tuple[str, int], ...]:
     """Return (endpoint address or pod name, weight) from ``10.0.0.1=3, pod-a=2``."""
+    if text is None:
+        return ()
     weights: dict[str, int] = {}
     for entry in text.split(","):
         who, equals, number = (part.strip() for part in entry.partition("="))

@@ -14,15 +14,20 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from vipd.backends.registry import MODES
+from vipd.backends.registry import AUTO, MODES
+from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
+from vipd.proxy.model import SCHEDULERS
 from vipd.proxy.names import Address, Network, family_of, parse_address, parse_network
-from vipd.proxy.settings import DetectLocal, NodeSettings
+from vipd.proxy.settings import DataplaneSettings, DetectLocal, IpvsSettings, NodeSettings
 from vipd.proxy.sources.documents import DocumentError, documents, items
 
 API_VERSION = "vipd/v1alpha1"
 KIND = "VipdConfiguration"
 DEFAULT_SOCKET = "/run/vipd/vipd.sock"
+LONGEST_DRAIN_SECONDS = 86400
+LONGEST_IPVS_SECONDS = 2_147_483
+"""31 bits of jiffies, of which there are up to 1,000 a second (ip_vs_ctl.c: ip_vs_set_timeout)."""
 
 _INTERFACE = re.compile(r"[A-Za-z0-9._-]+")
 T = TypeVar("T")
@@ -40,6 +45,8 @@ class Flags(Struct, frozen=True, kw_only=True):
     service_cidr: str | None = None
     node_port_addresses: str | None = None
     masquerade_all: bool | None = None
+    ipvs_scheduler: str | None = None
+    drain: str | None = None
     socket: str | None = None
 
 
@@ -50,6 +57,27 @@ class DetectLocalSection(Struct, frozen=True, rename="camel", forbid_unknown_fie
     """Name of the bridge that pods hang on, for BridgeInterface."""
     interface_name_prefix: str = ""
     """Prefix of the names of pod interfaces, for InterfaceNamePrefix."""
+
+
+class IpvsSection(
+    Struct,
+    frozen=True,
+    rename={
+        "tcp_timeout": "tcpTimeout",
+        "tcp_fin_timeout": "tcpFinTimeout",
+        "udp_timeout": "udpTimeout",
+        "strict_arp": "strictARP",
+    },
+    forbid_unknown_fields=True,
+):
+    """``ipvs``: the fields of kube-proxy's section of that name; times as ``15m0s``."""
+
+    scheduler: str = ""
+    """Empty: rr."""
+    tcp_timeout: str = "0s"
+    tcp_fin_timeout: str = "0s"
+    udp_timeout: str = "0s"
+    strict_arp: bool = False
 
 
 class VipdConfiguration(
@@ -65,6 +93,7 @@ class VipdConfiguration(
         "masquerade_bit": "masqueradeBit",
         "detect_local_mode": "detectLocalMode",
         "detect_local": "detectLocal",
+        "drain_seconds": "drainSeconds",
     },
     forbid_unknown_fields=True,
 ):
@@ -72,8 +101,8 @@ class VipdConfiguration(
 
     api_version: str = API_VERSION
     kind: str = KIND
-    mode: str = "nftables"
-    """Dataplane. Default nftables."""
+    mode: str = AUTO
+    """Dataplane, or ``auto``, the default: the first that works on this host."""
     manifests: list[str] = []
     """Files and folders with manifests; relative to the current directory."""
     node_name: str | None = None
@@ -90,6 +119,8 @@ class VipdConfiguration(
     masquerade_bit: int = 14
     node_port_addresses: list[str] | UnsetType = UNSET
     """CIDRs of own addresses that answer node ports, or ``primary``, the default."""
+    ipvs: IpvsSection = IpvsSection()
+    drain_seconds: int = DataplaneSettings().drain_seconds
     socket: str = DEFAULT_SOCKET
     """Path of the control socket."""
 
@@ -101,6 +132,7 @@ class Config(Struct, frozen=True, kw_only=True):
     manifests: tuple[str, ...]
     socket: str
     node: NodeSettings
+    dataplane: DataplaneSettings = DataplaneSettings()
 
 
 def load(flags: Flags) -> Config:
@@ -117,8 +149,8 @@ def load(flags: Flags) -> Config:
         return (f"{origin}: {field}", value) if flag is None else (flag_name, flag)
 
     where, mode = pick("--mode", flags.mode, "mode", told.mode)
-    if mode not in MODES:
-        raise ConfigError(where, f"{mode!r} is no mode; there is: {', '.join(MODES)}")
+    if mode not in (AUTO, *MODES):
+        raise ConfigError(where, f"{mode!r} is no mode; there is: {', '.join((AUTO, *MODES))}")
     where, name = pick("--node-name", flags.node_name, "nodeName", told.node_name)
     node_name = (name if name is not None else socket.gethostname()).strip().lower()
     if not node_name:
@@ -162,7 +194,50 @@ def load(flags: Flags) -> Config:
             node_port_addresses=None if ranges in ([], ["primary"]) else _networks(where, ranges),
             service_cidrs=service_cidrs,
         ),
+        dataplane=_dataplane(origin, told, flags),
     )
+
+
+def _dataplane(origin: str, told: VipdConfiguration, flags: Flags) -> DataplaneSettings:
+    where, scheduler = f"{origin}: ipvs.scheduler", told.ipvs.scheduler
+    if flags.ipvs_scheduler is not None:
+        where, scheduler = "--ipvs-scheduler", flags.ipvs_scheduler
+    scheduler = scheduler or IpvsSettings().scheduler
+    if scheduler not in SCHEDULERS:
+        why = f"{scheduler!r} is no IPVS scheduler; there is: {', '.join(SCHEDULERS)}"
+        raise ConfigError(where, why)
+    if flags.drain is not None:
+        drain = _seconds("--drain", flags.drain, LONGEST_DRAIN_SECONDS)
+    elif 0 <= told.drain_seconds <= LONGEST_DRAIN_SECONDS:
+        drain = told.drain_seconds
+    else:
+        why = f"must be between 0 and {LONGEST_DRAIN_SECONDS}"
+        raise ConfigError(f"{origin}: drainSeconds", why)
+
+    def timeout(field: str, text: str) -> int:
+        return _seconds(f"{origin}: ipvs.{field}", text, LONGEST_IPVS_SECONDS)
+
+    return DataplaneSettings(
+        ipvs=IpvsSettings(
+            scheduler=scheduler,
+            tcp_timeout=timeout("tcpTimeout", told.ipvs.tcp_timeout),
+            tcp_fin_timeout=timeout("tcpFinTimeout", told.ipvs.tcp_fin_timeout),
+            udp_timeout=timeout("udpTimeout", told.ipvs.udp_timeout),
+            strict_arp=told.ipvs.strict_arp,
+        ),
+        drain_seconds=drain,
+    )
+
+
+def _seconds(where: str, text: str, longest: int) -> int:
+    """Return a time in whole seconds, which is what the kernel counts in."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise ConfigError(where, str(error)) from error
+    if seconds != int(seconds) or seconds > longest:
+        raise ConfigError(where, f"{text!r} is not whole seconds up to {longest}s")
+    return int(seconds)
 
 
 def _read(path: str) -> VipdConfiguration:

@@ -4,7 +4,7 @@ Lives here: what one field of a Service says about another. Must not: know how J
 Source: reference kube-proxy.md 2.1; API validation of core/v1 Service, v1.37.
 """
 
-from vipd.proxy.annotations import algorithm_and_weights
+from vipd.proxy.annotations import NOTHING, asked
 from vipd.proxy.decode_fields import (
     FieldError,
     address,
@@ -22,7 +22,7 @@ from vipd.proxy.decode_raw import (
     RawServicePort,
     ServiceSpec,
 )
-from vipd.proxy.model import Algorithm, Service, ServicePort, ServiceType, TrafficPolicy
+from vipd.proxy.model import Service, ServicePort, ServiceType, TrafficPolicy
 from vipd.proxy.names import Address, Family, NamespacedName, Protocol
 
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -39,10 +39,7 @@ def service(raw: RawService) -> Service:
         checked_name(metadata.name, "metadata.name"),
     )
     labels = metadata.labels or {}
-    algorithm: Algorithm = Algorithm.RANDOM
-    weights: tuple[tuple[str, int], ...] = ()
-    if metadata.annotations:
-        algorithm, weights = algorithm_and_weights(metadata.annotations)
+    wanted = asked(metadata.annotations) if metadata.annotations else NOTHING
     kind = spec.type or ServiceType.CLUSTER_IP
     cluster_ips, none = _cluster_ips(spec)
     return Service(
@@ -67,8 +64,10 @@ def service(raw: RawService) -> Service:
         publish_not_ready=spec.publish_not_ready_addresses or False,
         selector=tuple(sorted(spec.selector.items())) if spec.selector else (),
         external_name=_external_name(spec, kind),
-        algorithm=algorithm,
-        weights=weights,
+        algorithm=wanted.algorithm,
+        weights=wanted.weights,
+        scheduler=wanted.scheduler,
+        drain_seconds=wanted.drain_seconds,
     )
 
 

@@ -47,6 +47,10 @@ class ControlError(VipdError):
     """The daemon's control socket cannot be reached, or refused what was asked."""
 
 
+class QuestionError(VipdError):
+    """What was asked about is not known here, or means more than one thing."""
+
+
 class Retry(Enum):
     """What a driver's error asks of its caller."""
 

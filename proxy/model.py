@@ -6,8 +6,10 @@ they come from (sources/) or what follows from them (resolve.py).
 Source: core/v1 and discovery.k8s.io/v1 of the Kubernetes API, v1.37.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -37,6 +39,27 @@ class Algorithm(StrEnum):
     ROUND_ROBIN = "round-robin"
     SOURCE_HASH = "source-hash"
     MAGLEV = "maglev"
+
+
+SCHEDULERS: Mapping[str, str] = MappingProxyType(
+    {
+        "rr": "round robin",
+        "wrr": "weighted round robin",
+        "lc": "least connections",
+        "wlc": "weighted least connections",
+        "lblc": "locality-based least connections",
+        "lblcr": "locality-based least connections with replication",
+        "sh": "source hash",
+        "mh": "Maglev hash",
+        "dh": "destination hash",
+        "sed": "shortest expected delay",
+        "nq": "never queue",
+        "fo": "weighted fail-over",
+        "ovf": "weighted overflow",
+    }
+)
+"""Schedulers of IPVS by the kernel's names, and what they mean; the names are the values of
+annotation ``vipd/ipvs-scheduler``. Source: net/netfilter/ipvs/ip_vs_*.c, Linux 6.1."""
 
 
 class ServicePort(Struct, frozen=True, kw_only=True):
@@ -78,6 +101,10 @@ class Service(Struct, frozen=True, kw_only=True):
     algorithm: Algorithm = Algorithm.RANDOM
     weights: tuple[tuple[str, int], ...] = ()
     """Annotation ``vipd/weights``: (endpoint address or pod name, weight); others weigh 1."""
+    scheduler: str = ""
+    """Annotation ``vipd/ipvs-scheduler``; one of SCHEDULERS, or empty."""
+    drain_seconds: int | None = None
+    """Annotation ``vipd/drain-seconds``: how long flows may go on to an endpoint that left."""
 
 
 class SliceEndpoint(Struct, frozen=True, kw_only=True):

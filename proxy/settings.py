@@ -19,6 +19,30 @@ class DetectLocal(StrEnum):
     INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
 
 
+class IpvsSettings(Struct, frozen=True, kw_only=True):
+    """What the IPVS dataplane is told; the fields of kube-proxy's ``ipvs`` section."""
+
+    scheduler: str = "rr"
+    """Scheduler of virtual servers whose Service says nothing else."""
+    tcp_timeout: int = 0
+    """Seconds that an idle TCP connection is kept; 0 leaves what the kernel has."""
+    tcp_fin_timeout: int = 0
+    """Seconds that a TCP connection is kept after a FIN; 0 leaves what the kernel has."""
+    udp_timeout: int = 0
+    """Seconds that an idle UDP flow is kept; 0 leaves what the kernel has."""
+    strict_arp: bool = False
+    """Answer ARP only for addresses of the interface asked (arp_ignore=1, arp_announce=2)."""
+
+
+class DataplaneSettings(Struct, frozen=True, kw_only=True):
+    """What the operator decides about dataplanes, beside what the resolved table says."""
+
+    ipvs: IpvsSettings = IpvsSettings()
+    drain_seconds: int = 900
+    """How long flows may go on to an endpoint that is gone or terminating, where its Service says
+    nothing else, and what a dataplane that was left needs for its old flows."""
+
+
 class NodeSettings(Struct, frozen=True, kw_only=True):
     """Settings of one node; everything that `resolve` needs beside the snapshot."""
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
-from vipd.proxy.names import family_of, parse_address, parse_network
-from vipd.proxy.settings import DetectLocal, NodeSettings
+from vipd.proxy.events import OwnAddresses
+from vipd.proxy.names import Address, family_of, parse_address, parse_network
+from vipd.proxy.settings import DataplaneSettings, DetectLocal, NodeSettings
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Table, Use, VirtualServer
 
@@ -84,7 +85,7 @@ def place(key: Key) -> str:
 
 
 class SettingsView(Struct, frozen=True):
-    """The settings that `vipd plan` resolves with, so that it means what the daemon means.
+    """The settings that `vipd plan` works with, so that it means what the daemon means.
 
     Texts as the configuration file spells them; `node_port_addresses` is None for primary.
     """
@@ -99,9 +100,16 @@ class SettingsView(Struct, frozen=True):
     masquerade_bit: int
     node_port_addresses: list[str] | None
     service_cidrs: list[str]
+    own_addresses: list[str]
+    """Addresses of the daemon's interfaces, where its mode has to know them."""
+    dataplane: DataplaneSettings
+
+    def facts(self) -> OwnAddresses:
+        """Return what the daemon knows of its node, as the event that tells it."""
+        return OwnAddresses(tuple(map(parse_address, self.own_addresses)))
 
     def node(self) -> NodeSettings:
-        """Return the settings themselves."""
+        """Return the settings of the node themselves."""
         ranges = self.node_port_addresses
         return NodeSettings(
             node_name=self.node_name,
@@ -116,8 +124,10 @@ class SettingsView(Struct, frozen=True):
         )
 
 
-def settings(mode: str, node: NodeSettings) -> SettingsView:
-    """Return the view of a node's settings."""
+def settings(
+    mode: str, node: NodeSettings, own_addresses: Iterable[Address], dataplane: DataplaneSettings
+) -> SettingsView:
+    """Return the view of the settings of a node and its dataplane."""
     ranges = node.node_port_addresses
     return SettingsView(
         mode=mode,
@@ -130,6 +140,8 @@ def settings(mode: str, node: NodeSettings) -> SettingsView:
         masquerade_bit=node.masquerade_bit,
         node_port_addresses=None if ranges is None else list(map(str, ranges)),
         service_cidrs=list(map(str, node.service_cidrs)),
+        own_addresses=list(map(str, own_addresses)),
+        dataplane=dataplane,
     )
 
 

@@ -1,13 +1,25 @@
 """`vipd bench`: measurements, as tables for people and JSON for programs."""
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group()
 def bench() -> None:
     """Measure vipd on this machine, in network namespaces of its own. Needs root."""
+
+
+def _output_options(command: F) -> F:
+    """Add --json and --output."""
+    command = click.option("--output", metavar="FILE", help="Write the JSON there, too.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")(
+        command
+    )
 
 
 @bench.command()
@@ -19,15 +31,10 @@ def bench() -> None:
     help="Sizes to measure.",
 )
 @click.option("--changes", default=200, show_default=True, help="Changes at each size.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-@click.option("--output", metavar="FILE", help="Write the JSON there, too.")
-def sync(sizes: str, changes: int, as_json: bool, output: str | None) -> None:
+@click.option("--mode", default="nftables", show_default=True, help="Dataplane to measure.")
+@_output_options
+def sync(sizes: str, changes: int, mode: str, as_json: bool, output: str | None) -> None:
     """Time from process start, and from a change, until packets see it; memory."""
-    from pathlib import Path
-
-    import msgspec
-
-    from vipd.bench.machine import machine
     from vipd.bench.sync import measure
     from vipd.proxy.cli.output import print_table
 
@@ -36,26 +43,15 @@ def sync(sizes: str, changes: int, as_json: bool, output: str | None) -> None:
         raise click.BadParameter("at least 4: one of each kind", param_hint="--changes")
     results = []
     for services, endpoints in wanted:
-        with _progress(f"{services} × {endpoints}") as progress:
-            results.append(measure(services, endpoints, changes, progress))
-    document = msgspec.json.encode(
-        {
-            "bench": "sync",
-            "command": " ".join(["vipd", *sys.argv[1:]]),
-            "machine": machine(),
-            "results": results,
-        }
-    )
-    if output is not None:
-        Path(output).write_bytes(msgspec.json.format(document) + b"\n")
-    if as_json:
-        click.echo(msgspec.json.format(document).decode())
+        with _progress(f"{mode} {services} × {endpoints}") as progress:
+            results.append(measure(services, endpoints, changes, progress, mode))
+    if _told_as_json("sync", results, as_json, output):
         return
-    click.echo(" · ".join(f"{name} {value}" for name, value in machine().items()))
     print_table(
-        ("SERVICES", "START", "CHANGE p50", "p99", "WORST", "MB START", "CHURN", "AFTER"),
+        ("MODE", "SERVICES", "START", "CHANGE p50", "p99", "WORST", "MB START", "CHURN", "AFTER"),
         [
             (
+                one.mode,
                 f"{one.services} × {one.endpoints}",
                 f"{one.start_seconds:.2f} s",
                 f"{one.changes.p50:.1f} ms",
@@ -68,6 +64,136 @@ def sync(sizes: str, changes: int, as_json: bool, output: str | None) -> None:
             for one in results
         ],
     )
+
+
+@bench.command()
+@click.option(
+    "--pairs",
+    metavar="FROM:TO,…",
+    help="Pairs of modes; FROM alone: a run without a switch. Default: all that this host can do.",
+)
+@click.option(
+    "--rate",
+    default="1000",
+    show_default=True,
+    metavar="NUMBER|max",
+    help="New TCP connections a second, on all hosts together.",
+)
+@click.option("--seconds", default=9.0, show_default=True, help="Length of the load of each run.")
+@click.option(
+    "--services", default=1000, show_default=True, help="Services beside those under load."
+)
+@click.option("--kept", default=8, show_default=True, help="Kept flows of each kind on each host.")
+@_output_options
+def switch(
+    pairs: str | None,
+    rate: str,
+    seconds: float,
+    services: int,
+    kept: int,
+    as_json: bool,
+    output: str | None,
+) -> None:
+    """Failed connections and broken flows while the dataplane is switched under load.
+
+    Exits with 1 where a run has any.
+    """
+    from vipd.bench.switch import CONTROL, measure, slowest_milliseconds
+    from vipd.bench.switch_cluster import MOST_SERVICES
+    from vipd.proxy.cli.output import print_table
+
+    if not 0 <= services <= MOST_SERVICES:
+        raise click.BadParameter(f"0 to {MOST_SERVICES}", param_hint="--services")
+    speed = _rate(rate)
+    results = []
+    for origin, target in _pairs(pairs):
+        with _progress(f"{origin} → {target}") as progress:
+            results.append(measure(origin, target, speed, seconds, services, progress, kept))
+    if not _told_as_json("switch", results, as_json, output):
+        print_table(
+            (
+                *("FROM", "TO", "RATE", "CONNECTIONS", "FAILED", "SLOWEST"),
+                *("KEPT TCP", "BROKEN", "KEPT UDP", "BROKEN", "SWITCH", "DRAINED"),
+            ),
+            [
+                (
+                    one.origin,
+                    "(none)" if one.target == CONTROL else one.target,
+                    f"{one.rate:.0f}/s",
+                    str(one.report.attempts),
+                    str(one.failed),
+                    f"{slowest_milliseconds(one):.0f} ms",
+                    str(one.report.long_tcp),
+                    str(one.broken_tcp),
+                    str(one.report.long_udp),
+                    str(one.broken_udp),
+                    "" if one.switch_seconds is None else f"{one.switch_seconds * 1000:.0f} ms",
+                    "" if one.drained_seconds is None else f"{one.drained_seconds:.1f} s",
+                )
+                for one in results
+            ],
+        )
+        for one in results:
+            for line in one.failures[:20]:
+                click.echo(f"{one.origin} → {one.target}: {line}", err=True)
+    if any(one.harmed for one in results):
+        sys.exit(1)
+
+
+def _rate(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 100_000:
+        raise click.BadParameter(f"{text!r} is no number of connections", param_hint="--rate")
+    return number
+
+
+def _pairs(text: str | None) -> list[tuple[str, str]]:
+    """Return what was asked for, or every pair that this host can do; say what it cannot."""
+    from vipd.backends.registry import MODES
+    from vipd.bench.switch import CONTROL, lacking, pairs
+
+    if text is None:
+        missing = lacking(MODES)
+        for mode, what in missing.items():
+            click.echo(f"without {mode}: {what}", err=True)
+        return pairs([mode for mode in MODES if mode not in missing])
+    found = []
+    for one in text.split(","):
+        origin, arrow, target = one.strip().partition(":")
+        known = origin in MODES and (target in MODES if arrow else True) and origin != target
+        if not known:
+            modes = ", ".join(MODES)
+            why = f"{one!r} is not like nftables:iptables (modes: {modes})"
+            raise click.BadParameter(why, param_hint="--pairs")
+        found.append((origin, target or CONTROL))
+    return found
+
+
+def _told_as_json(kind: str, results: Sequence[object], as_json: bool, output: str | None) -> bool:
+    """Write the figures where they are wanted as JSON; else say on what machine they were made."""
+    from pathlib import Path
+
+    import msgspec
+
+    from vipd.bench.machine import machine
+
+    facts = machine()
+    command = " ".join(["vipd", *sys.argv[1:]])
+    document = msgspec.json.format(
+        msgspec.json.encode(
+            {"bench": kind, "command": command, "machine": facts, "results": results}
+        )
+    )
+    if output is not None:
+        Path(output).write_bytes(document + b"\n")
+    told = " · ".join(f"{name} {value}" for name, value in facts.items())
+    click.echo(document.decode() if as_json else told)
+    return as_json
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""`vipd cleanup`: remove every trace of every mode."""
+"""`vipd cleanup`: remove every trace of every mode, or of one."""
 
 import sys
 
@@ -8,45 +8,54 @@ from vipd.proxy.cli.options import json_option, socket_option
 
 
 @click.command()
+@click.option("--mode", metavar="MODE", help="Only what this mode left. Default: everything.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed; change nothing.")
+@click.option(
+    "--kube-proxy", is_flag=True, help="Remove what kube-proxy left, in any of its modes, too."
+)
 @socket_option
 @json_option
-def cleanup(socket: str | None, as_json: bool) -> None:
+def cleanup(
+    mode: str | None, dry_run: bool, kube_proxy: bool, socket: str | None, as_json: bool
+) -> None:
     """Remove what vipd programmed in this network namespace, and say what it was.
 
-    Only objects that vipd owns are touched. Refused while a daemon serves this network namespace.
+    Only objects that vipd owns are touched; what kube-proxy left is listed, and removed only when
+    asked for. Refused while a daemon serves this network namespace.
     """
     import asyncio
-    import os
 
     import msgspec
 
-    from vipd.backends.registry import MODES, backend
-    from vipd.proxy import control, instance
+    from vipd.backends.registry import MODES
+    from vipd.proxy import instance
+    from vipd.proxy.cleanup import clean
     from vipd.proxy.cli.output import print_json
     from vipd.proxy.config import DEFAULT_SOCKET
-    from vipd.proxy.errors import DataplaneError, InUseError
+    from vipd.proxy.errors import ConfigError, InUseError
 
+    if mode is not None and mode not in MODES:
+        raise ConfigError("--mode", f"{mode!r} is no mode; there is: {', '.join(MODES)}")
     path = socket if socket is not None else DEFAULT_SOCKET
-    try:
-        lock = instance.take()
-    except InUseError as error:
-        click.echo(f"vipd: {error}: stop it first", err=True)
-        sys.exit(1)
-    removed: list[str] = []
-    failed = False
-    for mode in MODES:
+    inherited: tuple[int, ...] = ()
+    if not dry_run:
         try:
-            removed += asyncio.run(backend(mode, inherited=(lock.fileno(),)).driver.teardown())
-        except DataplaneError as error:
-            click.echo(f"vipd: {mode}: {error}", err=True)
-            failed = True
-    if os.path.exists(path) and control.discard(path):
-        removed.append(f"socket {path}")
+            lock = instance.take()
+        except InUseError as error:
+            click.echo(f"vipd: {error}: stop it first", err=True)
+            sys.exit(1)
+        inherited = (lock.fileno(),)
+    modes = MODES if mode is None else (mode,)
+    done = asyncio.run(clean(path, modes, inherited, dry_run=dry_run, kube_proxy=kube_proxy))
     if as_json:
-        print_json(msgspec.json.encode({"removed": removed}))
+        print_json(msgspec.json.encode(done))
     else:
-        for one in removed:
-            click.echo(f"removed {one}")
-        if not removed and not failed:
+        for one in done.removed:
+            click.echo(f"{'would remove' if dry_run else 'removed'} {one}")
+        if not done.removed and not done.failed:
             click.echo("nothing of vipd was here")
-    sys.exit(1 if failed else 0)
+        for one in done.left:
+            click.echo(f"left {one} (--kube-proxy removes it)")
+    for one in done.failed:
+        click.echo(f"vipd: {one}", err=True)
+    sys.exit(1 if done.failed else 0)

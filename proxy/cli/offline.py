@@ -19,20 +19,27 @@ _FILES = click.option(
 )
 
 
-def _resolved(manifests: tuple[str, ...], node: Any) -> tuple[Any, bool]:
-    """Return the table for manifests, and whether all of them could be read."""
+def _resolved(manifests: tuple[str, ...], node: Any, *facts: Any) -> tuple[Any, bool]:
+    """Return the table for manifests and facts, and whether all of them could be read."""
     from vipd.proxy.events import Problem
     from vipd.proxy.resolve import resolve
     from vipd.proxy.snapshot import Snapshot, fold
     from vipd.proxy.sources.manifests import load
 
-    events = load(manifests)
+    events = [*load(manifests), *facts]
     problems = [one.error for one in events if isinstance(one, Problem) and one.error]
     snapshot, _ = fold(Snapshot(), events)
     table = resolve(snapshot, node)
     for line in (*problems, *table.contested.values()):
         click.echo(f"vipd: {line}", err=True)
     return table, not problems and not table.contested
+
+
+def _mode(configured: str) -> str:
+    """Return the mode to compile for: where the daemon would choose, the one it prefers."""
+    from vipd.backends.registry import AUTO, MODES
+
+    return MODES[0] if configured == AUTO else configured
 
 
 @click.command()
@@ -46,7 +53,7 @@ def render(manifests: tuple[str, ...], **told: Any) -> None:
 
     config = load_config(flags(**told))
     table, whole = _resolved(manifests, config.node)
-    compiler = backend(config.mode).compiler
+    compiler = backend(_mode(config.mode), config.dataplane).compiler
     wanted = compiler.compile(table.virtual_servers(), table.network)
     click.echo(str(compiler.plan(None, wanted)[0]), nl=False)
     if not whole:
@@ -77,9 +84,9 @@ def plan(manifests: tuple[str, ...], socket: str | None, **told: Any) -> None:
     observed = None
     try:
         told_by_daemon = msgspec.json.decode(control.read(path, "settings"), type=SettingsView)
-        mode, node = told_by_daemon.mode, told_by_daemon.node()
+        node, facts = told_by_daemon.node(), [told_by_daemon.facts()]
         programmed = control.read(path, "program")
-        compiler = backend(mode).compiler
+        compiler = backend(told_by_daemon.mode, told_by_daemon.dataplane).compiler
         observed = None if programmed == b"null" else compiler.load(programmed)
         if any(value is not None for value in told.values()):
             click.echo("vipd: settings are the daemon's; those given here are not used", err=True)
@@ -88,9 +95,9 @@ def plan(manifests: tuple[str, ...], socket: str | None, **told: Any) -> None:
             raise
         click.echo(f"vipd: {error}: compared with nothing", err=True)
         config = load_config(flags(**told))
-        mode, node = config.mode, config.node
-        compiler = backend(mode).compiler
-    table, whole = _resolved(manifests, node)
+        node, facts = config.node, []
+        compiler = backend(_mode(config.mode), config.dataplane).compiler
+    table, whole = _resolved(manifests, node, *facts)
     wanted = compiler.compile(table.virtual_servers(), table.network)
     click.echo(str(compiler.plan(observed, wanted)[0]), nl=False)
     if not whole:

@@ -14,7 +14,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _NODE_OPTIONS = [
     click.option("--config", metavar="FILE", help="File of kind VipdConfiguration."),
-    click.option("--mode", help="Dataplane: nftables (the default)."),
+    click.option(
+        "--mode", help="Dataplane: nftables, iptables, ipvs, or auto (the default), which chooses."
+    ),
     click.option("--node-name", metavar="NAME", help="This node's name. Default: the host name."),
     click.option(
         "--node-ip", metavar="IP[,IP]", help="Its addresses. Default: of its Node object."
@@ -35,7 +37,17 @@ _NODE_OPTIONS = [
         default=None,
         help="Masquerade all traffic to cluster IPs.",
     ),
+    click.option(
+        "--ipvs-scheduler",
+        metavar="NAME",
+        help="How mode ipvs chooses an endpoint where a Service does not say. Default: rr.",
+    ),
 ]
+_DRAIN_OPTION = click.option(
+    "--drain",
+    metavar="TIME",
+    help="How long flows to an endpoint that left may go on, such as 5m. Default: 15m.",
+)
 _SOCKET_OPTION = click.option(
     "--socket",
     metavar="PATH",
@@ -48,6 +60,11 @@ def node_options(command: F) -> F:
     for option in reversed(_NODE_OPTIONS):
         command = option(command)
     return command
+
+
+def drain_option(command: F) -> F:
+    """Add --drain."""
+    return _DRAIN_OPTION(command)
 
 
 def socket_option(command: F) -> F:

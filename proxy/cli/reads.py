@@ -40,12 +40,16 @@ def status(socket: str | None, as_json: bool) -> None:
 
 
 def _print_status(told: "object") -> None:
-    from vipd.proxy.status import Status
+    from vipd.proxy.status import Status, drain_lines
 
     if not isinstance(told, Status):
         raise TypeError(told)
     click.echo(f"vipd {told.version}, pid {told.pid}, up {_ago(told.started)}")
     click.echo(f"mode       {told.mode} on node {told.node}")
+    if told.why_mode:
+        click.echo(f"chosen     {told.why_mode}")
+    if told.switch is not None:
+        click.echo(f"switch     {_switched(told.switch)}")
     click.echo(f"source     {', '.join(told.manifests)}")
     click.echo(
         f"serving    {told.services} services, {told.virtual_servers} virtual servers, "
@@ -64,6 +68,7 @@ def _print_status(told: "object") -> None:
     if told.passed_over:
         click.echo(f"no use for {', '.join(told.passed_over)}")
     for heading, lines in (
+        ("draining", tuple(drain_lines(told.drains, time.time()))),
         ("note", told.notes),
         ("failing", (told.failure,) if told.failure else ()),
         ("not read", told.problems),
@@ -73,6 +78,19 @@ def _print_status(told: "object") -> None:
         for line in lines:
             click.echo(f"{heading:10} {printable(line)}")
     click.echo(f"health     {'degraded' if told.degraded else 'good'}")
+
+
+def _switched(report: "object") -> str:
+    from vipd.proxy.status import SwitchReport
+
+    if not isinstance(report, SwitchReport):
+        raise TypeError(report)
+    way = f"{report.origin} → {report.target}"
+    if report.ended is None:
+        return f"{way}, under way: {report.steps[-1] if report.steps else 'asked for'}"
+    if report.failure:
+        return f"{way} failed {_ago(report.ended)} ago: {printable(report.failure.splitlines()[0])}"
+    return f"{way} {_ago(report.ended)} ago, took {(report.ended - report.started) * 1000:.0f} ms"
 
 
 def _ago(moment: float) -> str:
@@ -133,30 +151,56 @@ def _weight(weight: int) -> str:
 @click.command()
 @json_option
 def check(as_json: bool) -> None:
-    """Say what this kernel and host can do, mode by mode. Exit code 1 when no mode works."""
+    """Say what this kernel and host can do, mode by mode, and what each mode does otherwise.
+
+    Exit code 1 when no mode works.
+    """
     import asyncio
 
     import msgspec
 
+    from vipd.backends.protocol import Capabilities, Capability
     from vipd.backends.registry import MODES, backend
     from vipd.proxy.cli.main import FAILED
+    from vipd.proxy.errors import DataplaneError
 
-    found = [asyncio.run(backend(mode).driver.probe()) for mode in MODES]
+    found: list[Capabilities] = []
+    for mode in MODES:
+        try:
+            found.append(asyncio.run(backend(mode).driver.probe()))
+        except DataplaneError as error:
+            found.append(Capabilities(mode, (Capability(mode, False, str(error)),)))
+    best = next((one.mode for one in found if one.supported), None)
     if as_json:
-        print_json(
-            msgspec.json.encode(
-                [
-                    {"mode": one.mode, "supported": one.supported, "found": one.found}
-                    for one in found
-                ]
-            )
-        )
+        views = [
+            {
+                "mode": one.mode,
+                "supported": one.supported,
+                "found": one.found,
+                "differences": tuple(backend(one.mode).compiler.differences),
+            }
+            for one in found
+        ]
+        print_json(msgspec.json.encode(views))
     else:
-        for mode in found:
-            click.echo(f"{mode.mode}: {'works here' if mode.supported else 'does not work here'}")
-            for one in mode.found:
-                state = "yes" if one.present else f"missing: {one.remedy or one.detail}"
-                detail = f" ({one.detail})" if one.present and one.detail else ""
-                click.echo(f"  {one.name:14} {state}{detail}")
-    if not any(one.supported for one in found):
+        for one in found:
+            _print_capabilities(one, chosen=one.mode == best)
+    if best is None:
         sys.exit(FAILED)
+
+
+def _print_capabilities(told: "object", *, chosen: bool) -> None:
+    from vipd.backends.protocol import Capabilities
+    from vipd.backends.registry import backend
+
+    if not isinstance(told, Capabilities):
+        raise TypeError(told)
+    works = "works here" if told.supported else "does not work here"
+    click.echo(f"{told.mode}: {works}{' (--mode auto takes it)' if chosen else ''}")
+    for one in told.found:
+        missing = "missing" if one.needed else "missing, which vipd can do without"
+        state = "yes" if one.present else f"{missing}: {one.remedy or one.detail}"
+        detail = f" ({one.detail})" if one.present and one.detail else ""
+        click.echo(f"  {one.name:14} {state}{detail}")
+    for difference in backend(told.mode).compiler.differences:
+        click.echo(f"  differs: {difference.name}: {difference.what}")

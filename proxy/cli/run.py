@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from vipd.proxy.cli.options import flags, node_options, socket_option
+from vipd.proxy.cli.options import drain_option, flags, node_options, socket_option
 
 
 @click.command()
@@ -15,6 +15,7 @@ from vipd.proxy.cli.options import flags, node_options, socket_option
     help="File or folder of manifests, or - for standard input once. Repeatable.",
 )
 @node_options
+@drain_option
 @socket_option
 @click.option(
     "--log-format",

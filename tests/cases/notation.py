@@ -48,6 +48,10 @@ def server_line(one: VirtualServer) -> str:
         notes.append(f"only from {', '.join(map(str, one.allowed_sources)) or 'nowhere'}")
     if one.algorithm is not Algorithm.RANDOM:
         notes.append(one.algorithm.value)
+    if one.scheduler:
+        notes.append(f"IPVS scheduler {one.scheduler}")
+    if one.drain_seconds is not None:
+        notes.append(f"drain {one.drain_seconds} s")
     return " | ".join(notes)
 
 

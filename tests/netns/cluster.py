@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from tests.netns.modes import PATIENCE
 
-from vipd.backends.nftables.driver import NftablesDriver
 from vipd.backends.registry import backend
 from vipd.bench.lab import Lab
 from vipd.bench.lab_ask import Answer, Way
@@ -40,9 +40,9 @@ from vipd.proxy.views import SettingsView, VirtualServerView
 NFT = shutil.which("nft") or "/usr/sbin/nft"
 """Found before any test puts another one first."""
 CLI = (sys.executable, "-P", "-m", "vipd.proxy.cli")
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 20.0 * PATIENCE
 POLL_SECONDS = 0.004
-SILENCE_SECONDS = 0.2
+SILENCE_SECONDS = 0.2 * PATIENCE
 """How long nothing has to come for silence, on a machine that answers without a proxy in a fifth
 of it; where it does not, the request is made again."""
 LOCAL, REMOTE = "web-1", "web-4"
@@ -278,11 +278,12 @@ class QuickDaemon(Daemon):
 class Cluster:
     """vipd on the lab's node, and its folder of manifests."""
 
-    def __init__(self, lab: Lab, directory: Path, *flags: str) -> None:
+    def __init__(self, lab: Lab, directory: Path, *flags: str, mode: str = "nftables") -> None:
         self.lab = lab
+        self.mode = mode
         self.folder = directory / "manifests"
         self.folder.mkdir()
-        self.daemon = QuickDaemon(lab, self.folder, directory)
+        self.daemon = QuickDaemon(lab, self.folder, directory, mode)
         self.daemon.arguments += flags
         self.socket = str(self.daemon.socket)
         self._base = {
@@ -323,7 +324,7 @@ class Cluster:
     # The daemon
 
     def start(self) -> None:
-        self.daemon.start()
+        self.daemon.start(DEADLINE_SECONDS)
 
     def stop(self) -> None:
         self.daemon.stop()
@@ -341,10 +342,10 @@ class Cluster:
 
     def settled(self) -> None:
         """Wait until everything in the folder is committed: `vipd plan` would print nothing."""
-        snapshot, _ = fold(Snapshot(), load([str(self.folder)]))
         told = msgspec.json.decode(read(self.socket, "settings"), type=SettingsView)
+        snapshot, _ = fold(Snapshot(), [*load([str(self.folder)]), told.facts()])
         table = resolve(snapshot, told.node())
-        compiler = backend(told.mode).compiler
+        compiler = backend(told.mode, told.dataplane).compiler
         wanted = compiler.compile(table.virtual_servers(), table.network)
         conflicts = {str(one) for one in table.contested.values()}
         left = {b"null": "everything"}
@@ -390,11 +391,22 @@ class Cluster:
 
     def matches_the_kernel(self) -> bool:
         """Whether the kernel has exactly what the daemon says it programmed."""
-        compiler = backend("nftables").compiler
-        programmed = compiler.load(read(self.socket, "program"))
-        driver = NftablesDriver(NFT)
-        seen = self.lab.run("node", lambda: asyncio.run(driver.observe()))
+        dataplane = backend(self.status().mode)
+        programmed = dataplane.compiler.load(read(self.socket, "program"))
+        seen = self.lab.run("node", lambda: asyncio.run(dataplane.driver.observe()))
         return seen is not None and _comparable(seen) == _comparable(programmed)
+
+    def differs(self, name: str) -> bool:
+        """Whether the mode is known to do otherwise than the table says, by a difference's name."""
+        return any(one.name == name for one in backend(self.mode).compiler.differences)
+
+    def wipe(self) -> None:
+        """Take everything out of the node's kernel; other modes than nftables clean up themselves,
+        since their objects are of many kinds."""
+        if self.mode != "nftables":
+            done = self.cli("cleanup", "--mode", self.mode, "--socket", self.socket)
+            assert done.returncode == 0, done.stdout + done.stderr
+        self.nft("flush", "ruleset")
 
     # Packets
 

@@ -1,4 +1,4 @@
-"""What the tests with real packets share: one lab for the session, one daemon for a module.
+"""What the tests with real packets share: a lab for the session, a daemon for a module and mode.
 
 A module with a wish for the daemon overrides `flags`; a test that starts, stops or breaks the
 daemon takes `new_cluster` and must be in a module where nothing takes `cluster`.
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.netns.cluster import FLAVOURS, Cluster, Flavour
+from tests.netns.modes import EMULATED, NFTABLES, Mode, kept, named
 
 from vipd.bench.lab import Lab, obstacle, running
 
@@ -19,6 +20,28 @@ _UNLIMITED = (
     ("ipv6/icmp/ratelimit", "0"),
 )
 """A node answers each peer with about one refusal a second, which tests in a row would meet."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in (
+        "modes(*names): the modes of the daemon that a test is run in (tests/netns/modes.py)",
+        "essential: run also where a mode or a machine is slow",
+    ):
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "mode" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("modes")
+        if marker is not None:
+            metafunc.parametrize("mode", named(marker), ids=str, indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left = kept(items)
+    if len(left) < len(items):
+        config.hook.pytest_deselected(items=[one for one in items if one not in set(left)])
+        items[:] = left
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +67,31 @@ def flags() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
+def mode(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mode]:
+    """What the daemon is run as; nftables where the test does not say."""
+    one: Mode = getattr(request, "param", NFTABLES)
+    reason = one.obstacle()
+    if reason is not None and EMULATED:
+        pytest.fail(reason)
+    elif reason is not None:
+        pytest.skip(reason)
+    with one.chosen(tmp_path_factory.mktemp("bin")):
+        yield one
+
+
+@pytest.fixture(scope="module")
 def module_cluster(
-    lab: Lab, tmp_path_factory: pytest.TempPathFactory, flags: tuple[str, ...]
+    lab: Lab, tmp_path_factory: pytest.TempPathFactory, mode: Mode, flags: tuple[str, ...]
 ) -> Iterator[Cluster]:
-    built = Cluster(lab, tmp_path_factory.mktemp("vipd"), *flags)
-    yield from _running(built)
+    built = Cluster(lab, tmp_path_factory.mktemp("vipd"), *flags, mode=mode.mode)
+    try:
+        built.start()
+        yield built
+    finally:
+        built.stop()
+        built.wipe()
 
 
 @pytest.fixture
@@ -59,28 +102,19 @@ def cluster(module_cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def new_cluster(lab: Lab, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+def new_cluster(lab: Lab, tmp_path: Path, mode: Mode) -> Iterator[Callable[..., Cluster]]:
     """Make a cluster with flags; its daemon is not started yet. One for each test."""
     made: list[Cluster] = []
 
     def make(*flags: str) -> Cluster:
-        built = Cluster(lab, tmp_path, *flags)
+        built = Cluster(lab, tmp_path, *flags, mode=mode.mode)
         made.append(built)
         return built
 
     yield make
     for one in made:
         one.stop()
-        one.nft("flush", "ruleset")
-
-
-def _running(cluster: Cluster) -> Iterator[Cluster]:
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        cluster.nft("flush", "ruleset")
+        one.wipe()
 
 
 @pytest.fixture(params=FLAVOURS, ids=str)

@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 from tests.netns.cluster import FLAVOURS, TCP4, TCP6, Cluster, Flavour, Served, until
+from tests.netns.modes import MODES
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.modes(*MODES)]
 
 WEBS = ("web-1", "web-2", "web-3", "web-4", "web-5", "web-6")
 CLIENTS = ("client-1", "client-2", "outside", "node")
@@ -29,6 +30,7 @@ def only(pods: list[str]) -> str:
 
 
 class TestAffinity:
+    @pytest.mark.essential
     @pytest.mark.parametrize("place", ["cluster IP", "node port"])
     def test_s24_a_client_keeps_its_endpoint(
         self, cluster: Cluster, flavour: Flavour, place: str
@@ -64,6 +66,7 @@ class TestAffinity:
                 return
         raise AssertionError(f"always {first}")
 
+    @pytest.mark.modes("nftables")  # the others cannot be asked how long a client has left
     def test_each_new_connection_refreshes(self, cluster: Cluster) -> None:
         served = cluster.serve(TCP4, *WEBS, **affinity(300))
         served.ask("client-1")
@@ -88,6 +91,7 @@ class TestAffinity:
             served.endpoints(*left)
             assert {client: only(served.pods(client, 3)) for client in CLIENTS} == mine
 
+    @pytest.mark.essential
     def test_its_own_endpoint_leaves(self, cluster: Cluster, flavour: Flavour) -> None:
         served = cluster.serve(flavour, *WEBS, **affinity(300))
         mine = {client: only(served.pods(client, 3)) for client in CLIENTS}
@@ -117,6 +121,8 @@ class TestAffinity:
     def test_cluster_ip_and_node_port_share_it(
         self, cluster: Cluster, flavour: Flavour, first: str
     ) -> None:
+        if cluster.differs("affinity-by-address"):
+            pytest.skip(f"{cluster.mode} differs: affinity-by-address")
         served = cluster.serve(flavour, *WEBS, type="NodePort", **affinity(300))
         places = [(served.address, 80), served.on_node()]
         if first == "node port":
@@ -157,6 +163,7 @@ class TestRoundRobin:
     def annotated(self, name: str) -> dict[str, object]:
         return {"annotations": {"vipd/algorithm": name}}
 
+    @pytest.mark.essential
     def test_exact_alternation(self, cluster: Cluster, flavour: Flavour) -> None:
         served = cluster.serve(flavour, "web-1", "web-2", "web-4", **self.annotated("round-robin"))
         pods = served.pods("client-1", 12)

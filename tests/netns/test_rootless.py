@@ -10,7 +10,7 @@ pytestmark = pytest.mark.netns
 
 # The uid outside is the caller's: as root this still drops every privilege over the machine.
 WAY_IN = ("unshare", "--user", "--map-root-user", "--net", "--mount")
-PART = "keep_their_source or without_endpoints or unknown_port or TestHairpin"
+PART = "nftables and (keep_their_source or without_endpoints or unknown_port or TestHairpin)"
 
 
 def test_a_part_of_the_tests_in_a_user_namespace(tmp_path: Path) -> None:

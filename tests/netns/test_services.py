@@ -24,12 +24,13 @@ from tests.netns.cluster import (
     node,
     service,
 )
+from tests.netns.modes import MODES
 
 from vipd.bench.lab_topology import STANDARD
 from vipd.bench.pod import HTTP_PORT, TCP_PORT, UDP_PORT
 from vipd.proxy.names import Address, Family
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.modes(*MODES)]
 
 CLIENTS = ("client-1", "node", "outside")
 FAMILIES = tuple(Family)
@@ -51,6 +52,7 @@ def named(name: str, protocol: str, port: int, **more: object) -> Manifest:
     return {"name": name, "protocol": protocol, "port": port, **more}
 
 
+@pytest.mark.essential
 def test_s2_endpoints_come_and_go(cluster: Cluster, flavour: Flavour) -> None:
     served = cluster.serve(flavour)
     for pods in (
@@ -66,6 +68,7 @@ def test_s2_endpoints_come_and_go(cluster: Cluster, flavour: Flavour) -> None:
     assert served.outcome("client-1") == REFUSED
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("kind", ["ClusterIP", "LoadBalancer"])
 def test_s3_s4_one_port_number_with_two_protocols(
     cluster: Cluster, family: Family, kind: str
@@ -121,6 +124,7 @@ def test_s5_each_port_has_endpoints_of_its_own(cluster: Cluster, family: Family)
         )
 
 
+@pytest.mark.essential
 def test_s6_ports_are_added_and_removed(cluster: Cluster, family: Family) -> None:
     address = cluster_ip(20002, family)
     ports = [named("a", "TCP", 80), named("b", "TCP", 81), named("c", "UDP", 80)]
@@ -170,6 +174,7 @@ def test_s9_services_go_up_and_down(cluster: Cluster, flavour: Flavour) -> None:
     assert not first.outcome("node").startswith("web")
 
 
+@pytest.mark.essential
 def test_s10_recreated_with_the_same_address(cluster: Cluster, flavour: Flavour) -> None:
     served = cluster.serve(flavour, LOCAL)
     for _ in range(2):
@@ -184,6 +189,7 @@ def test_s10_recreated_with_the_same_address(cluster: Cluster, flavour: Flavour)
     assert other.outcome("client-1") == "web-2 saw client-1"
 
 
+@pytest.mark.essential
 def test_s14_external_ip_that_no_node_has(cluster: Cluster, flavour: Flavour) -> None:
     served = cluster.serve(flavour, LOCAL)
     assert served.outcome("client-1", served.outside_address) == SILENCE
@@ -194,6 +200,7 @@ def test_s14_external_ip_that_no_node_has(cluster: Cluster, flavour: Flavour) ->
     assert not served.outcome("client-1", served.outside_address).startswith("web")
 
 
+@pytest.mark.essential
 def test_s15_one_node_port_number_with_two_protocols(cluster: Cluster, family: Family) -> None:
     address = cluster_ip(20003, family)
     ports = [named(p.lower(), p, 80, nodePort=31999, targetPort=PORTS[p]) for p in ("TCP", "UDP")]
@@ -330,6 +337,7 @@ def test_s32_internal_policy_local_with_the_endpoint_here_and_there(
     assert there.outcome("client-1") == SILENCE
 
 
+@pytest.mark.essential
 def test_s33_s34_internal_policy_local_with_the_hosts_network(
     cluster: Cluster, flavour: Flavour
 ) -> None:
@@ -348,6 +356,7 @@ def dying(served: Served, name: str, *, serving: bool = True) -> Manifest:
     return served.endpoint(name, ready=False, serving=serving, terminating=True)
 
 
+@pytest.mark.essential
 class TestTerminating:
     def test_ready_endpoints_are_preferred(self, cluster: Cluster, flavour: Flavour) -> None:
         served = cluster.serve(flavour)
@@ -419,6 +428,7 @@ def _domain(family: Family) -> socket.AddressFamily:
     return socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_dual_stack_service(cluster: Cluster, client: str) -> None:
     addresses = [cluster_ip(20005, one) for one in FAMILIES]
@@ -461,6 +471,7 @@ def test_large_requests_and_replies(
     assert (answer.pod, answer.size_bytes >= size) == (REMOTE, True)
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("flavour", [TCP4, UDP4, TCP6, UDP6], ids=str)
 def test_a_deleted_endpoint_is_never_met_again(cluster: Cluster, flavour: Flavour) -> None:
     served = cluster.serve(flavour, "web-1", "web-2", "web-4", type="NodePort")
@@ -470,6 +481,7 @@ def test_a_deleted_endpoint_is_never_met_again(cluster: Cluster, flavour: Flavou
     assert set(served.pods("outside", MANY, *served.on_node())) == {"web-1", "web-4"}
 
 
+@pytest.mark.essential
 def test_two_services_that_claim_one_address(cluster: Cluster, flavour: Flavour) -> None:
     old, new = cluster.serve(flavour, "web-1"), Served(cluster, flavour, {})
     new.address = old.address

@@ -1,32 +1,25 @@
-"""What a packet meets: the model of the kernel's hooks, and the oracle that says what is right.
+"""What a packet meets in nftables: the model of the kernel's hooks.
 
-`outcomes` runs the rules of the modelled kernel. `promised` reads the table of virtual servers and
-the reference (kube-proxy.md 2.2 and 2.3), and knows nothing of the compiler.
+`outcomes` runs the rules of the modelled kernel; what is right says oracle.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from copy import deepcopy
+from fractions import Fraction
 from ipaddress import ip_address, ip_network
-from typing import NamedTuple
+from math import prod
 
 from tests.properties.kernel import Kernel, Table
+from tests.properties.oracle import Outcome, Shares
 from tests.properties.statements import Flight, Packet, parse
 
 from vipd.backends.nftables.objects import TABLE
-from vipd.proxy import virtualserver as table_of
-from vipd.proxy.names import Address, Network, Protocol
-from vipd.proxy.virtualserver import Endpoint, Key, Kind, Masquerade, Use, VirtualServer
+from vipd.proxy.names import Address
+
+__all__ = ["Memory", "Outcome", "chances", "outcomes"]
 
 Memory = dict[str, dict[str, str]]
 """Clients remembered, by map and source."""
-
-
-class Outcome(NamedTuple):
-    """What becomes of a packet: dnat (to `target`), pass, reject or drop."""
-
-    verdict: str
-    target: str = ""
-    masqueraded: bool = False
 
 
 class _Held:
@@ -62,19 +55,37 @@ def outcomes(
 ) -> dict[Outcome, Memory]:
     """Return everything that can become of the packet, each with what is remembered then."""
     found: dict[Outcome, Memory] = {}
+    for outcome, left, _ in _runs(kernel, packet, own, memory):
+        found.setdefault(outcome, left)
+    return found
+
+
+def chances(
+    kernel: Kernel, packet: Packet, own: frozenset[Address], memory: Memory | None = None
+) -> Shares:
+    """Return everything that can become of the packet, with probabilities."""
+    found: Shares = {}
+    for outcome, _, probability in _runs(kernel, packet, own, memory):
+        found[outcome] = found.get(outcome, Fraction(0)) + probability
+    return found
+
+
+def _runs(
+    kernel: Kernel, packet: Packet, own: frozenset[Address], memory: Memory | None
+) -> Iterator[tuple[Outcome, Memory, Fraction]]:
     choices: list[int] = []
     table = kernel.tables[packet.family, TABLE]
     while True:
         held = _Held(table, deepcopy(memory or {}))
         flight = Flight(packet, own, held, choices)
         verdict = _travel(table, flight)
-        found.setdefault(_outcome(verdict, flight), held.memory)
         widths = flight.widths
+        yield _outcome(verdict, flight), held.memory, Fraction(1, prod(widths))
         choices = choices[: len(widths)]
         while choices and choices[-1] + 1 == widths[len(choices) - 1]:
             choices.pop()
         if not choices:
-            return found
+            return
         choices[-1] += 1
 
 
@@ -147,93 +158,3 @@ def _rule(text: str, flight: Flight) -> str | None:
         if isinstance(result, str):
             return result
     return None
-
-
-def promised(table: table_of.Table, packet: Packet, own: frozenset[Address]) -> frozenset[Outcome]:
-    """Return what may become of the packet by the table of virtual servers and the reference."""
-    if packet.protocol == "tcp" and not packet.syn:
-        return frozenset({Outcome("pass")})
-    server = _addressed(table, packet, own)
-    if server is not None:
-        return _served(server, packet, table, own)
-    if packet.destination not in own:
-        cluster_ips = {
-            one.key.address for one in table.virtual_servers() if one.kind is Kind.CLUSTER
-        }
-        if packet.destination in cluster_ips:
-            return frozenset({Outcome("reject")})
-        if _inside(packet.destination, table.network.service_cidrs):
-            return frozenset({Outcome("drop")})
-    return frozenset({Outcome("pass")})
-
-
-def _addressed(
-    table: table_of.Table, packet: Packet, own: frozenset[Address]
-) -> VirtualServer | None:
-    if packet.protocol not in ("tcp", "udp", "sctp"):
-        return None
-    protocol = Protocol(packet.protocol.upper())
-    claims = table.claims.get(Key(packet.family, packet.destination, protocol, packet.port))
-    if claims:
-        return claims[0]
-    here = packet.destination in own and not packet.destination.is_loopback
-    if not here or not _inside(packet.destination, table.network.node_port_ranges):
-        return None
-    claims = table.claims.get(Key(packet.family, None, protocol, packet.port))
-    return claims[0] if claims else None
-
-
-def _served(
-    server: VirtualServer,
-    packet: Packet,
-    table: table_of.Table,
-    own: frozenset[Address],
-) -> frozenset[Outcome]:
-    allowed = server.allowed_sources
-    if allowed is not None and not _inside(packet.source, allowed):
-        return frozenset({Outcome("drop")})
-    pod, node = _is_pod(packet, table.network), packet.source in own
-    masquerade = server.masquerade is Masquerade.ALWAYS or (
-        server.masquerade is Masquerade.OFF_CLUSTER and not pod
-    )
-    endpoints = server.local
-    match server.use:
-        case Use.CLUSTER:
-            endpoints = server.cluster
-        case Use.LOCAL_FROM_OUTSIDE if pod:
-            endpoints = server.cluster
-        case Use.LOCAL_FROM_OUTSIDE if node:
-            endpoints, masquerade = server.cluster, True
-    if not endpoints:
-        return frozenset({Outcome(server.when_empty.value)})
-    return frozenset(
-        _reached(one, masquerade or _is_hairpin(one, packet, table), own) for one in endpoints
-    )
-
-
-def _is_hairpin(endpoint: Endpoint, packet: Packet, table: table_of.Table) -> bool:
-    """Return whether an endpoint reaches itself, and some service knows that it runs here."""
-    return endpoint.address == packet.source and any(
-        one.local and (one.address, one.port) == (endpoint.address, endpoint.port)
-        for server in table.virtual_servers()
-        if server.key.protocol.lower() == packet.protocol
-        for one in (*server.cluster, *server.local)
-    )
-
-
-def _reached(endpoint: Endpoint, masquerade: bool, own: frozenset[Address]) -> Outcome:
-    masquerade = masquerade and endpoint.address not in own
-    return Outcome("dnat", f"{endpoint.address} . {endpoint.port}", masquerade)
-
-
-def _is_pod(packet: Packet, network: table_of.NodeNetwork) -> bool:
-    wanted = network.pod_sources.interface
-    if wanted.endswith("*"):
-        return packet.interface.startswith(wanted[:-1])
-    if wanted:
-        return packet.interface == wanted
-    return _inside(packet.source, network.pod_sources.cidrs)
-
-
-def _inside(address: Address, networks: Sequence[Network]) -> bool:
-    return any(one.version == address.version and address in one for one in networks)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from vipd.proxy.events import Applied, Deleted, Event, Kind, kind_of, name_of
+from vipd.proxy.events import Applied, Deleted, Event, Kind, OwnAddresses, kind_of, name_of
 from vipd.proxy.model import (
     Algorithm,
     EndpointSlice,
@@ -64,6 +64,7 @@ NODE_IPS = {
     Family.IPV6: _addresses("fd00:192::10", "fd00:192::11"),
 }
 """Addresses that node-a really has: the primary one and another."""
+OWN_ADDRESSES = OwnAddresses((*NODE_IPS[Family.IPV4], *NODE_IPS[Family.IPV6]))
 LOOPBACK = {Family.IPV4: parse_address("127.0.0.1"), Family.IPV6: parse_address("::1")}
 ENDPOINTS = {
     Family.IPV4: _addresses(
@@ -262,7 +263,7 @@ def clusters(draw: st.DrawFn) -> list[Event]:
         *draw(st.lists(service_cidrs, max_size=1)),
     ]
     by_name = {(kind_of(one), name_of(one)): one for one in made}
-    return [Applied(one) for one in by_name.values()]
+    return [OWN_ADDRESSES, *(Applied(one) for one in by_name.values())]
 
 
 _deletions = st.one_of(
@@ -280,4 +281,8 @@ _deletions = st.one_of(
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Applied, objects), st.builds(Applied, objects), _deletions
 )
-batches = st.lists(st.lists(events, max_size=5), max_size=5)
+_moves = st.builds(
+    OwnAddresses, st.sampled_from([OWN_ADDRESSES.addresses, NODE_IPS[Family.IPV4], ()])
+)
+"""Addresses of this node that come and go; packets are only sent where they are OWN_ADDRESSES."""
+batches = st.lists(st.lists(st.one_of(events, events, events, _moves), max_size=5), max_size=5)

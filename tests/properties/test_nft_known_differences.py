@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 import pytest
 from tests.properties.kernel import Kernel
-from tests.properties.packets import outcomes, promised
+from tests.properties.oracle import promised
+from tests.properties.packets import outcomes
 from tests.properties.statements import Packet
 from tests.properties.worlds import OWN, program_of, table_of
 

@@ -5,7 +5,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.properties import strategies as some
 from tests.properties.kernel import Kernel
-from tests.properties.packets import Memory, outcomes, promised
+from tests.properties.oracle import promised
+from tests.properties.packets import Memory, outcomes
 from tests.properties.test_nft_plan import commit
 from tests.properties.worlds import OWN, packets, program_of, snapshot_of
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from vipd.proxy.config import DEFAULT_SOCKET, Flags, load
+from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.names import parse_address, parse_network
-from vipd.proxy.settings import DetectLocal
+from vipd.proxy.settings import DataplaneSettings, DetectLocal, IpvsSettings
 
 HEAD = "apiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
 
@@ -24,10 +25,11 @@ def written(file: Path, text: str) -> Flags:
 
 def test_defaults() -> None:
     config = load(Flags(node_name="N1"))
-    assert (config.mode, config.socket, config.manifests) == ("nftables", DEFAULT_SOCKET, ())
+    assert (config.mode, config.socket, config.manifests) == ("auto", DEFAULT_SOCKET, ())
     assert config.node.node_name == "n1"
     assert config.node.node_port_addresses is None
     assert (config.node.masquerade_all, config.node.masquerade_bit) == (False, 14)
+    assert config.dataplane == DataplaneSettings()
 
 
 def test_every_field_of_a_file(file: Path) -> None:
@@ -38,7 +40,9 @@ def test_every_field_of_a_file(file: Path) -> None:
             "nodeIPs: [192.0.2.1, '2001:db8::1']\nclusterCIDRs: [10.244.0.0/16, 'fd00::/48']\n"
             "serviceCIDRs: [10.96.0.0/16]\ndetectLocalMode: InterfaceNamePrefix\n"
             "detectLocal: {interfaceNamePrefix: cali}\nmasqueradeAll: true\nmasqueradeBit: 3\n"
-            "nodePortAddresses: [0.0.0.0/0]\nsocket: /tmp/s\n",
+            "nodePortAddresses: [0.0.0.0/0]\nsocket: /tmp/s\ndrainSeconds: 60\n"
+            "ipvs: {scheduler: wlc, tcpTimeout: 15m0s, tcpFinTimeout: 2m, udpTimeout: 300s,"
+            " strictARP: true}\n",
         )
     )
     node = config.node
@@ -50,10 +54,24 @@ def test_every_field_of_a_file(file: Path) -> None:
     assert (node.detect_local, node.local_interface) == (DetectLocal.INTERFACE_NAME_PREFIX, "cali")
     assert (node.masquerade_all, node.masquerade_bit) == (True, 3)
     assert node.node_port_addresses == (parse_network("0.0.0.0/0"),)
+    assert config.dataplane == DataplaneSettings(
+        ipvs=IpvsSettings(
+            scheduler="wlc",
+            tcp_timeout=900,
+            tcp_fin_timeout=120,
+            udp_timeout=300,
+            strict_arp=True,
+        ),
+        drain_seconds=60,
+    )
 
 
 def test_flags_win_over_the_file(file: Path) -> None:
-    told = written(file, "manifests: [/a]\nnodeName: a\nclusterCIDRs: [10.0.0.0/8]\nsocket: /a\n")
+    told = written(
+        file,
+        "mode: ipvs\nmanifests: [/a]\nnodeName: a\nclusterCIDRs: [10.0.0.0/8]\nsocket: /a\n"
+        "ipvs: {scheduler: sh, strictARP: true}\ndrainSeconds: 60\n",
+    )
     flags = Flags(
         config=told.config,
         manifests=("/b",),
@@ -62,11 +80,17 @@ def test_flags_win_over_the_file(file: Path) -> None:
         socket="/b",
         node_port_addresses="primary",
         masquerade_all=True,
+        mode="iptables",
+        ipvs_scheduler="lc",
+        drain="1h30m",
     )
     config = load(flags)
     assert (config.manifests, config.socket, config.node.node_name) == (("/b",), "/b", "b")
     assert [str(one) for one in config.node.cluster_cidrs] == ["10.1.0.0/16", "fd00::/48"]
     assert config.node.masquerade_all is True
+    assert config.mode == "iptables"
+    assert config.dataplane.ipvs == IpvsSettings(scheduler="lc", strict_arp=True)
+    assert config.dataplane.drain_seconds == 5400
 
 
 @pytest.mark.parametrize(
@@ -78,7 +102,20 @@ def test_flags_win_over_the_file(file: Path) -> None:
         ("masqueradeBit: 32", "masqueradeBit", "between 0 and 31"),
         ("masqueradeBit: -1", "masqueradeBit", "between 0 and 31"),
         ("manifests: /a", "manifests", "array"),
-        ("mode: magic", "mode", "'magic' is no mode; there is: nftables"),
+        ("mode: magic", "mode", "'magic' is no mode; there is: auto, nftables, iptables, ipvs"),
+        (
+            "ipvs: {scheduler: fastest}",
+            "ipvs.scheduler",
+            "'fastest' is no IPVS scheduler; there is: rr, wrr, lc, wlc, lblc, lblcr, sh, mh, dh",
+        ),
+        ("ipvs: {strictArp: true}", "ipvs", "strictArp"),
+        ("ipvs: {tcpTimeout: soon}", "ipvs.tcpTimeout", "'soon' is no time"),
+        ("ipvs: {tcpTimeout: -5s}", "ipvs.tcpTimeout", "'-5s' is no time"),
+        ("ipvs: {udpTimeout: 1500ms}", "ipvs.udpTimeout", "not whole seconds up to 2147483s"),
+        ("ipvs: {tcpFinTimeout: 700h}", "ipvs.tcpFinTimeout", "up to 2147483s"),
+        ("drainSeconds: -1", "drainSeconds", "between 0 and 86400"),
+        ("drainSeconds: 86401", "drainSeconds", "between 0 and 86400"),
+        ("drainSeconds: 5m", "drainSeconds", "int"),
         ("nodeName: ' '", "nodeName", "must not be empty"),
         ("clusterCIDRs: [10.0.0.0/33]", "clusterCIDRs", "'10.0.0.0/33' is no CIDR"),
         ("clusterCIDRs: [10.0.0.0/8, 11.0.0.0/8]", "clusterCIDRs", "one range of each IP family"),
@@ -111,6 +148,9 @@ def test_a_wrong_field_is_named_with_its_file(file: Path, text: str, place: str,
         (Flags(cluster_cidr="x"), "--cluster-cidr"),
         (Flags(service_cidr="10.0.0.0/8,x"), "--service-cidr"),
         (Flags(node_port_addresses="x"), "--nodeport-addresses"),
+        (Flags(ipvs_scheduler="x"), "--ipvs-scheduler"),
+        (Flags(drain="x"), "--drain"),
+        (Flags(drain="25h"), "--drain"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -143,3 +183,25 @@ def test_a_file_that_is_not_there(file: Path) -> None:
     with pytest.raises(ConfigError, match="No such file") as caught:
         load(Flags(config=str(file)))
     assert caught.value.where == "--config"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("90", 90),
+        ("15m0s", 900),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("500ms", 0.5),
+        (".5s", 0.5),
+    ],
+)
+def test_a_time_is_read_as_kube_proxy_reads_it(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "1d", "1m30", "1e3s", "٣s", "1m\n"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no time|without a unit"):
+        parse_duration(text)

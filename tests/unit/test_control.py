@@ -5,13 +5,14 @@ import socket
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from vipd.proxy import control
-from vipd.proxy.errors import ConfigError, ControlError, InUseError
+from vipd.proxy.errors import ConfigError, ControlError, InUseError, QuestionError
 
 
-async def hello() -> object:
+async def hello(argument: str = "") -> object:
     return {"hello": "world"}
 
 
@@ -21,6 +22,21 @@ async def test_what_is_asked_is_answered(tmp_path: Path) -> None:
         assert await asyncio.to_thread(control.read, path, "hello") == b'{"hello":"world"}'
         with pytest.raises(ControlError, match="no request 'other'"):
             await asyncio.to_thread(control.read, path, "other")
+
+
+async def test_what_stands_behind_the_name_is_its_argument(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+
+    async def told(argument: str) -> object:
+        if not argument:
+            raise QuestionError("about what?")
+        return argument
+
+    async with await control.serve(path, {"tell": told}):
+        said = await asyncio.to_thread(control.read, path, "tell", '{"a": "b c"}')
+        assert msgspec.json.decode(said) == '{"a": "b c"}'
+        with pytest.raises(ControlError, match=r"^about what\?$"):
+            await asyncio.to_thread(control.read, path, "tell")
 
 
 async def test_only_this_user_may_connect(tmp_path: Path) -> None:

@@ -64,7 +64,12 @@ def test_a_whole_service() -> None:
             "namespace": "shop",
             "creationTimestamp": "2026-01-02T03:04:05Z",
             "labels": {"service.kubernetes.io/service-proxy-name": ""},
-            "annotations": {"vipd/algorithm": "maglev", "vipd/weights": "010.0.0.1=3, pod-a = 2"},
+            "annotations": {
+                "vipd/algorithm": "maglev",
+                "vipd/weights": "010.0.0.1=3, pod-a = 2",
+                "vipd/ipvs-scheduler": " wlc",
+                "vipd/drain-seconds": "86400 ",
+            },
         },
         spec={
             "type": "LoadBalancer",
@@ -126,6 +131,8 @@ def test_a_whole_service() -> None:
         selector=(("a", "2"), ("z", "1")),
         algorithm=Algorithm.MAGLEV,
         weights=(("10.0.0.1", 3), ("pod-a", 2)),
+        scheduler="wlc",
+        drain_seconds=86400,
     )
     assert decode_kind(Kind.SERVICE, raw, "x") == decode(raw, "x")
 
@@ -355,7 +362,9 @@ def test_any_text_where_text_belongs(text: str, kind: str) -> None:
     metadata: dict[str, object] = {
         "namespace": text,
         "labels": {"kubernetes.io/service-name": text},
-        "annotations": {"vipd/weights": text, "vipd/algorithm": text},
+        "annotations": dict.fromkeys(
+            ("vipd/weights", "vipd/algorithm", "vipd/ipvs-scheduler", "vipd/drain-seconds"), text
+        ),
     }
     value_or_manifest_error(
         made(

@@ -236,6 +236,30 @@ CASES = {
         'metadata.annotations["vipd/weights"]',
         "neither",
     ),
+    "annotation-scheduler": (
+        annotated("vipd/ipvs-scheduler", "fastest"),
+        WEB,
+        'metadata.annotations["vipd/ipvs-scheduler"]',
+        "'fastest' is not one of rr, wrr, lc, wlc, lblc, lblcr, sh, mh, dh, sed, nq, fo, ovf",
+    ),
+    "annotation-drain-negative": (
+        annotated("vipd/drain-seconds", "-1"),
+        WEB,
+        'metadata.annotations["vipd/drain-seconds"]',
+        "'-1' is not a number of seconds, 0-86400",
+    ),
+    "annotation-drain-long": (
+        annotated("vipd/drain-seconds", "86401"),
+        WEB,
+        'metadata.annotations["vipd/drain-seconds"]',
+        "0-86400",
+    ),
+    "annotation-drain-unit": (
+        annotated("vipd/drain-seconds", "5m"),
+        WEB,
+        'metadata.annotations["vipd/drain-seconds"]',
+        "0-86400",
+    ),
     "slice-label": (slice_("endpoints: []", labels=""), SLICE, "metadata.labels", "service-name"),
     "slice-type": (slice_("endpoints: []", kind="IPv5"), SLICE, "addressType", "FQDN"),
     "slice-address": (

@@ -1,0 +1,139 @@
+"""`vipd mode`: show the mode, or switch to another one while traffic flows."""
+
+import re
+import sys
+import time
+
+import click
+
+from vipd.proxy.cli.options import json_option, socket_option
+from vipd.proxy.cli.output import print_json
+
+POLL_SECONDS = 0.1
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+
+
+class Duration(click.ParamType[float]):
+    """A time such as ``90``, ``90s``, ``5m`` or ``1h30m``; seconds where no unit is said."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        found = list(_DURATION.finditer(value))
+        if not found or "".join(one.group() for one in found) != value:
+            self.fail(f"{value!r} is no time such as 90s, 5m or 1h30m", param, ctx)
+        return sum(float(one[1]) * _SECONDS[one[2]] for one in found)
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[MODE]")
+@click.option(
+    "--drain",
+    type=Duration(),
+    help="How long the old dataplane may keep its flows, such as 5m. Default: as configured.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+@click.option("--force", is_flag=True, help="Switch even if some services cannot be served.")
+@socket_option
+@json_option
+def mode(
+    name: str | None,
+    drain: float | None,
+    dry_run: bool,
+    force: bool,
+    socket: str | None,
+    as_json: bool,
+) -> None:
+    """Show the mode in use, or switch to MODE live.
+
+    The new dataplane is programmed beside the old one and compared with what was wanted; then the
+    old one takes no new flows and drains. Where anything is wrong the new one is removed again.
+    """
+    import msgspec
+
+    from vipd.proxy.answers import SwitchRequest
+    from vipd.proxy.config import DEFAULT_SOCKET
+    from vipd.proxy.control import read
+    from vipd.proxy.status import Status, SwitchReport
+
+    path = socket if socket is not None else DEFAULT_SOCKET
+
+    def status() -> Status:
+        return msgspec.json.decode(read(path, "status"), type=Status)
+
+    if name is None:
+        _show(status(), as_json)
+        return
+    argument = msgspec.json.encode(SwitchRequest(name, drain, force)).decode()
+    if dry_run:
+        document = read(path, "try-switch", argument)
+        if as_json:
+            print_json(document)
+        for line in () if as_json else msgspec.json.decode(document, type=list[str]):
+            click.echo(line)
+        return
+    before = status().mode
+    report = msgspec.json.decode(read(path, "switch", argument), type=SwitchReport)
+    said = 0
+    while True:
+        for step in report.steps[said:]:
+            if not as_json:
+                click.echo(f"{step:8} {_STEPS[step].format(old=before, new=name)}")
+        said = len(report.steps)
+        if report.ended is not None:
+            break
+        time.sleep(POLL_SECONDS)
+        current = status().switch
+        if current is None or current.started != report.started:
+            click.echo("vipd: the daemon was restarted meanwhile", err=True)
+            sys.exit(1)
+        report = current
+    if as_json:
+        print_json(msgspec.json.encode(report))
+    elif not report.failure:
+        now = status()
+        took = (report.ended - report.started) * 1000
+        click.echo(
+            f"done     {name} serves, after {took:.0f} ms" if said else f"{name} serves already"
+        )
+        _show_drains(now)
+    if report.failure:
+        click.echo(f"vipd: {report.failure}", err=True)
+        click.echo(f"vipd: {before} goes on serving; nothing was changed", err=True)
+        sys.exit(1)
+
+
+_STEPS = {
+    "probe": "can this host do {new}, and can {new} serve everything?",
+    "overlap": "{new} is programmed beside {old}",
+    "verify": "the kernel is compared with what was committed",
+}
+
+
+def _show(told: "object", as_json: bool) -> None:
+    import msgspec
+
+    from vipd.proxy.status import Status
+
+    if not isinstance(told, Status):
+        raise TypeError(told)
+    if as_json:
+        document = {"mode": told.mode, "why": told.why_mode, "drains": told.drains}
+        print_json(msgspec.json.encode({**document, "switch": told.switch}))
+        return
+    click.echo(told.mode + (f" ({told.why_mode})" if told.why_mode else ""))
+    _show_drains(told)
+
+
+def _show_drains(told: "object") -> None:
+    from vipd.proxy.status import Status, drain_lines
+
+    if isinstance(told, Status):
+        for line in drain_lines(told.drains, time.time()):
+            click.echo(f"draining {line}")

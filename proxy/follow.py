@@ -1,0 +1,57 @@
+"""A packet followed through everything: the table, a program and, if asked for, the kernel.
+
+Lives here: the one place that joins explain.py, a compiled program and backends/live.py. Must not:
+explain anything itself.
+"""
+
+import asyncio
+from typing import Any
+
+from msgspec.structs import replace
+
+from vipd.backends.registry import AUTO, backend
+from vipd.proxy.explain import Explanation, explain
+from vipd.proxy.question import Question, asked, own_addresses
+from vipd.proxy.settings import DataplaneSettings, NodeSettings
+from vipd.proxy.snapshot import Snapshot
+from vipd.proxy.virtualserver import Table
+
+
+async def follow(
+    question: Question,
+    snapshot: Snapshot,
+    table: Table,
+    node: NodeSettings,
+    dataplane: DataplaneSettings,
+    mode: str,
+    program: Any = None,
+) -> Explanation:
+    """Return the answer to a question, for its mode or else for `mode`.
+
+    `program` is what `mode` has loaded; None, or a question about another mode, and it is compiled
+    from the table. Raise ConfigError and QuestionError for what cannot be answered.
+    """
+    told = asked(question, snapshot, table, node)
+    wanted = mode if question.mode in ("", AUTO) else question.mode
+    compiler = backend(wanted, dataplane).compiler
+    if program is None or wanted != mode:
+        program = await asyncio.to_thread(compiler.compile, table.virtual_servers(), table.network)
+    path = await asyncio.to_thread(compiler.trace, program, told.packet)
+    made = await asyncio.to_thread(
+        explain,
+        snapshot,
+        table,
+        node,
+        told.packet,
+        own=own_addresses(snapshot, node),
+        mode=wanted,
+        sender=told.sender,
+        path=path,
+        notes=told.notes,
+    )
+    made = replace(made, differences=tuple(one.what for one in compiler.differences))
+    if not question.live:
+        return made
+    from vipd.backends.live import known
+
+    return replace(made, live=tuple(await known(wanted, program, told.packet)))

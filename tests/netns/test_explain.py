@@ -1,0 +1,145 @@
+"""What `vipd explain` says of the running daemon is what real connections meet."""
+
+from collections import Counter
+
+import msgspec
+import pytest
+from tests.netns.cluster import (
+    LOCAL,
+    REFUSED,
+    REMOTE,
+    SILENCE,
+    TCP4,
+    TCP6,
+    Cluster,
+    Flavour,
+    service_cidr,
+)
+
+from vipd.proxy.explain import Explanation, Verdict
+from vipd.proxy.names import Address
+
+pytestmark = pytest.mark.netns
+
+CONNECTIONS = 200
+
+
+@pytest.fixture(scope="module")
+def flags() -> tuple[str, ...]:
+    return ("--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48")
+
+
+def explained(
+    cluster: Cluster, source: str, to: Address, port: int = 80, *more: str
+) -> Explanation:
+    host = f"[{to}]" if to.version == 6 else str(to)
+    done = cluster.cli(
+        "explain", source, f"{host}:{port}", "--json", "--socket", cluster.socket, *more
+    )
+    assert done.returncode == 0, done.stderr
+    return msgspec.json.decode(done.stdout, type=Explanation)
+
+
+def promised(told: Explanation, client: str) -> set[str]:
+    """What connections of the client should meet, in the words of Cluster.outcome."""
+    if told.verdict is Verdict.REJECT:
+        return {REFUSED}
+    if told.verdict is not Verdict.ENDPOINT:
+        return {SILENCE}
+    return {f"{one.pod} saw {client if one.source else 'node'}" for one in told.endpoints}
+
+
+@pytest.mark.parametrize("flavour", [TCP4, TCP6], ids=str)
+def test_two_hundred_connections_go_where_it_says_as_often_as_it_says(
+    cluster: Cluster, flavour: Flavour
+) -> None:
+    served = cluster.serve(flavour, LOCAL, "web-2", REMOTE, annotations={"vipd/weights": "web-2=2"})
+    for client in ("client-1", "outside", "node", LOCAL):
+        source = cluster.lab.node(client).address(flavour.family)
+        told = explained(cluster, str(source), served.address)
+        met = Counter(served.outcome(client) for _ in range(CONNECTIONS))
+        assert set(met) == promised(told, client)
+        for one in told.endpoints:
+            seen = sum(count for what, count in met.items() if what.startswith(f"{one.pod} saw "))
+            # Six standard deviations of a binomial distribution: wrong once in 10^8.
+            deviation = (CONNECTIONS * one.share * (1 - one.share)) ** 0.5
+            assert abs(seen - CONNECTIONS * one.share) < 6 * deviation
+
+
+@pytest.mark.parametrize("flavour", [TCP4, TCP6], ids=str)
+@pytest.mark.parametrize(
+    ("endpoints", "spec"),
+    [
+        ((), {}),
+        ((REMOTE,), {"internalTrafficPolicy": "Local"}),
+        ((LOCAL, REMOTE), {"internalTrafficPolicy": "Local"}),
+        ((LOCAL, REMOTE), {"type": "NodePort", "externalTrafficPolicy": "Local"}),
+    ],
+    ids=["none", "elsewhere", "local", "external"],
+)
+def test_policies_mean_what_it_says(
+    cluster: Cluster, flavour: Flavour, endpoints: tuple[str, ...], spec: dict[str, str]
+) -> None:
+    served = cluster.serve(flavour, *endpoints, **spec)
+    places = [(served.address, 80)]
+    if "type" in spec:
+        places.append(served.on_node())
+    for client in ("client-1", "outside"):
+        source = cluster.lab.node(client).address(flavour.family)
+        for to, port in places:
+            told = explained(cluster, str(source), to, port)
+            assert served.outcomes(client, to, port) == promised(told, client)
+
+
+def test_what_nobody_serves(cluster: Cluster) -> None:
+    served = cluster.serve(TCP4, LOCAL)
+    cluster.apply(service_cidr("10.96.0.0/16"))
+    cluster.settled()
+    free = served.address + 1
+    for to, port in ((served.address, 81), (free, 80)):
+        told = explained(cluster, str(cluster.lab.node("client-1").ipv4), to, port)
+        assert {served.outcome("client-1", to, port)} == promised(told, "client-1")
+
+
+def test_the_kernel_is_asked_for_what_concerns_the_packet(cluster: Cluster) -> None:
+    served = cluster.serve(TCP4, LOCAL, REMOTE, sessionAffinity="ClientIP")
+    other = cluster.serve(TCP4, "web-2")
+    client = str(cluster.lab.node("client-1").ipv4)
+    before = explained(cluster, client, served.address, 80, "--live").live
+    assert f"{client} is not remembered by affinity" in before
+    (pod,) = {served.ask("client-1").pod for _ in range(3)}
+    chosen = f"{cluster.lab.node(pod).ipv4} . {served.flavour.target}"
+    after = explained(cluster, client, served.address, 80, "--live").live
+    assert f"endpoints: {chosen}, 3 new connections" in after
+    assert any(one.startswith(f"affinity remembers the client: to {chosen}, for") for one in after)
+    text = "\n".join(after)
+    assert f"services: {served.address} . tcp . 80 : goto own-" in text
+    assert "flow tcp 6 " in text
+    assert f"src={client} dst={served.address}" in text
+    assert str(other.address) not in text
+
+
+def test_the_slots_of_an_endpoint_are_counted_together(cluster: Cluster) -> None:
+    served = cluster.serve(TCP4, LOCAL, REMOTE, annotations={"vipd/algorithm": "maglev"})
+    client = str(cluster.lab.node("client-1").ipv4)
+    met = Counter(served.pods("client-1"))
+    told = explained(cluster, client, served.address, 80, "--live").live
+    for pod, count in met.items():
+        place = f"{cluster.lab.node(pod).ipv4} . {served.flavour.target}"
+        assert f"endpoints: {place}, {count} new connections" in told
+
+
+def test_a_name_that_nobody_has_is_refused_in_one_sentence(cluster: Cluster) -> None:
+    done = cluster.cli("explain", "nobody", "10.96.0.1:80", "--socket", cluster.socket)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("vipd: SRC: no endpoint is a pod called nobody")
+
+
+def test_a_pod_and_a_service_by_name(cluster: Cluster) -> None:
+    served = cluster.serve(TCP4, LOCAL, REMOTE)
+    done = cluster.cli(
+        "explain", f"test/{LOCAL}", f"test/{served.name}:main", "--socket", cluster.socket
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"pod test/{LOCAL} on this node" in done.stdout
+    assert f"to         {served.address}:80/TCP\n" in done.stdout

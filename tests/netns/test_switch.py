@@ -1,0 +1,660 @@
+"""Switching the dataplane while traffic flows: nothing fails, nothing breaks, nothing is left.
+
+The load is that of `vipd bench switch`: new TCP and UDP connections from a client pod, from outside
+and from the node itself, kept and idle TCP connections, UDP flows of fixed source ports, IPv4 and
+IPv6. In the emulated machine it is small: under more the machine itself loses packets.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.netns.cluster import NFT, TCP4, Cluster, until
+
+from vipd.bench import switch_cluster
+from vipd.bench.lab import Lab, obstacle, running
+from vipd.bench.load import Load
+from vipd.bench.load_work import Kind, Report
+from vipd.bench.machine import machine
+from vipd.proxy.errors import ControlError
+
+pytestmark = pytest.mark.netns
+
+EMULATED = "emulated" in machine()
+RATE = 15.0 if EMULATED else 300.0
+"""New TCP connections a second, on three hosts together."""
+MORE = 8 if EMULATED else 50
+"""So many connections on each host before, between and after."""
+KEPT = 2 if EMULATED else 6
+PATIENCE_SECONDS = 15.0 if EMULATED else 3.0
+DEADLINE_SECONDS = 240.0 if EMULATED else 40.0
+DRAIN = "200s" if EMULATED else "30s"
+"""Longer than a load lasts, shorter than what is waited for."""
+
+LEGACY, NFT_VARIANT = "iptables-legacy", "iptables-nft"
+PLANES = ("nftables", LEGACY, NFT_VARIANT, "ipvs")
+"""Modes, iptables with each variant of its tool."""
+_MULTI = {LEGACY: "xtables-legacy-multi", NFT_VARIANT: "xtables-nft-multi"}
+_WORDS = [
+    f"{family}tables{suffix}" for family in ("ip", "ip6") for suffix in ("", "-save", "-restore")
+]
+
+NewCluster = Callable[..., Cluster]
+
+
+def mode_of(plane: str) -> str:
+    return "iptables" if plane in _MULTI else plane
+
+
+def _lacks(plane: str) -> str:
+    """Why this host cannot do it, or an empty text."""
+    if plane in _MULTI and shutil.which(_MULTI[plane], path="/usr/sbin:/sbin") is None:
+        return f"no {_MULTI[plane]} here (apt install iptables)"
+    if plane == "ipvs" and not Path("/proc/net/ip_vs").exists():
+        return "this kernel has no IPVS; tests/vm runs this with one that has"
+    return ""
+
+
+def need(*planes: str) -> None:
+    for plane in planes:
+        if reason := _lacks(plane):
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A lab of this module's own: what a switch leaves behind would meet other tests."""
+    reason = obstacle()
+    if reason is not None:
+        pytest.skip(f"no network namespaces here: {reason}")
+    with running(f"vs{os.getpid()}") as built:
+        yield built
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Make one variant of iptables the one that the host uses."""
+
+    def choose(plane: str) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        for word in _WORDS:
+            link = folder / word
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"/usr/sbin/{_MULTI[plane]}")
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    return choose
+
+
+@pytest.fixture
+def started(
+    new_cluster: NewCluster, tool: Callable[[str], None], tmp_path: Path
+) -> Iterator[Callable[..., Cluster]]:
+    """Start a daemon in a mode, over the loaded services; afterwards nothing of it may be left."""
+    clusters: list[Cluster] = []
+
+    def start(*planes: str) -> Cluster:
+        need(*planes)
+        for plane in planes:
+            if plane in _MULTI:
+                tool(plane)
+        cluster = new_cluster("--mode", mode_of(planes[0]))
+        text = switch_cluster.services(cluster.lab.topology)
+        (cluster.folder / "loaded.json").write_bytes(text)
+        clusters.append(cluster)
+        begin(cluster)
+        return cluster
+
+    yield start
+    for cluster in clusters:
+        cluster.stop()
+        done = cluster.cli("cleanup")
+        assert done.returncode == 0, done.stderr
+        assert ours(cluster.lab) == []
+        end_flows(cluster)
+
+
+def begin(cluster: Cluster) -> None:
+    """Start the daemon, which takes its time on an emulated processor."""
+    cluster.daemon.start(timeout=DEADLINE_SECONDS)
+
+
+def load(cluster: Cluster) -> Load:
+    works = switch_cluster.works(
+        cluster.lab.topology, RATE, kept=KEPT, patience_seconds=PATIENCE_SECONDS
+    )
+    return Load(cluster.lab, works)
+
+
+def switch(cluster: Cluster, plane: str) -> None:
+    """Switch as an operator does, and see that it was done."""
+    done = ask_for(cluster, plane)
+    said = f"{done.stdout}{done.stderr}"
+    if done.returncode != 0 and EMULATED and "timed out" in said:
+        # The command waits for half a minute of a processor that is ten times slower.
+        until(lambda: has_ended(cluster), "the switch has ended", DEADLINE_SECONDS)
+    else:
+        assert done.returncode == 0, f"{said}\n{cluster.daemon.log_tail()}"
+    assert cluster.status().mode == mode_of(plane)
+
+
+def ask_for(cluster: Cluster, plane: str) -> subprocess.CompletedProcess[str]:
+    return cluster.cli("mode", mode_of(plane), "--drain", DRAIN, "--socket", cluster.socket)
+
+
+def has_ended(cluster: Cluster) -> bool:
+    with contextlib.suppress(ControlError):
+        switch = cluster.status().switch
+        return switch is not None and switch.ended is not None
+    return False
+
+
+def end_flows(cluster: Cluster) -> None:
+    """Let the node forget what is only remembered, so that no test waits for timeouts."""
+    cluster.lab.exec("node", ["conntrack", "-F"])
+    if (ipvsadm := shutil.which("ipvsadm", path="/usr/sbin:/sbin")) is not None:
+        cluster.lab.exec("node", [ipvsadm, "--set", "1", "1", "1"])
+
+
+def drained(cluster: Cluster) -> None:
+    """Wait until nothing drains any more."""
+    end_flows(cluster)
+    until(lambda: not cluster.status().drains, "everything has drained", DEADLINE_SECONDS)
+
+
+def unharmed(report: Report) -> None:
+    """Every kind of traffic went on, and all of it well."""
+    assert [str(one) for one in report.failures] == []
+    assert not report.harmed
+    assert set(report.counts) == set(Kind)
+    assert all(count.answers > 0 for count in report.counts.values())
+
+
+# What the kernel has
+
+_COUNTERS = re.compile(r"\[\d+:\d+\]|counter packets \d+ bytes \d+")
+
+
+def _printed(lab: Lab, *command: str) -> list[str]:
+    """What a tool on the node prints, but for counters and dates; nothing where it fails."""
+    done = lab.exec("node", command)
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [_COUNTERS.sub("", line).rstrip() for line in lines if not line.startswith("#")]
+
+
+def _saved(lab: Lab, tool: str) -> list[str]:
+    """Chains and rules of a variant of iptables, each with its table."""
+    found, table = [], ""
+    for line in _printed(lab, tool):
+        if line.startswith("*"):
+            table = line
+        elif line != "COMMIT" and not re.fullmatch(r":[A-Z]+ ACCEPT", line):
+            found.append(f"{table} {line}")
+    return found
+
+
+def rules(lab: Lab) -> dict[str, list[str]]:
+    """Everything that the node's kernel has been told, by who prints it."""
+    found = {"nft": _printed(lab, NFT, "--stateless", "list", "ruleset")}
+    for variant, family in itertools.product(("legacy", "nft"), ("ip", "ip6")):
+        tool = f"{family}tables-{variant}-save"
+        found[tool] = _saved(lab, f"/usr/sbin/{tool}")
+    if (ipset := shutil.which("ipset", path="/usr/sbin:/sbin")) is not None:
+        found["ipset"] = sorted(_printed(lab, ipset, "save"))
+    if (ipvsadm := shutil.which("ipvsadm", path="/usr/sbin:/sbin")) is not None:
+        found["ipvs"] = sorted(_printed(lab, ipvsadm, "-Sn"))
+    for family in ("-4", "-6"):
+        command = ("ip", family, "route", "show", "table", "local")
+        found[f"route {family}"] = sorted(_printed(lab, *command))
+    return found
+
+
+_OURS = re.compile(
+    r"vipd|VIPD|\b10\.96\.|\b203\.0\.113\.|fd00:10:96::|2001:db8:113::", re.IGNORECASE
+)
+
+
+def ours(lab: Lab) -> list[str]:
+    """Lines that only vipd can have written."""
+    return [
+        f"{name}: {line.strip()}"
+        for name, lines in rules(lab).items()
+        for line in lines
+        if _OURS.search(line)
+    ]
+
+
+_MARKS = {
+    "nftables": (r"nft", r"table ip6? vipd \{"),
+    "iptables": (r"ip6?tables-.*", r"VIPD-"),
+    "ipvs": (r"ipvs|route.*", _OURS.pattern),
+}
+"""Who prints what there is of a mode, and what that looks like. The skeleton is of none."""
+
+
+def of_mode(lab: Lab, plane: str) -> list[str]:
+    where, what = _MARKS[mode_of(plane)]
+    return [
+        f"{name}: {line}"
+        for name, lines in rules(lab).items()
+        if re.fullmatch(where, name)
+        for line in lines
+        if re.search(what, line)
+    ]
+
+
+def only(cluster: Cluster, plane: str) -> None:
+    """One mode alone is in the kernel."""
+    for other in _MARKS.keys() - {mode_of(plane)}:
+        assert of_mode(cluster.lab, other) == [], f"{other} beside {plane}"
+    assert of_mode(cluster.lab, plane) != []
+
+
+class TestTheLoadItself:
+    @pytest.mark.parametrize("plane", PLANES)
+    def test_without_a_switch_nothing_fails(
+        self, started: Callable[..., Cluster], plane: str
+    ) -> None:
+        cluster = started(plane)
+        with load(cluster) as running_load:
+            running_load.wait_for(MORE)
+            report = running_load.stop()
+        unharmed(report)
+
+    @pytest.mark.parametrize("plane", PLANES)
+    def test_a_restart_and_a_crash_harm_nothing(
+        self, started: Callable[..., Cluster], plane: str
+    ) -> None:
+        cluster = started(plane)
+        with load(cluster) as running_load:
+            for end in (cluster.stop, cluster.kill):
+                end()
+                running_load.wait_for(MORE)
+                begin(cluster)
+                running_load.wait_for(MORE)
+            report = running_load.stop()
+        unharmed(report)
+
+    def test_it_tells_of_every_harm_where_the_rules_are_away_for_a_moment(
+        self, started: Callable[..., Cluster]
+    ) -> None:
+        cluster = started("nftables")
+        with load(cluster) as running_load:
+            running_load.wait_for(MORE)
+            cluster.kill()
+            cluster.nft("flush", "ruleset")
+            running_load.wait_for(MORE // 2)
+            begin(cluster)
+            running_load.wait_for(MORE)
+            report = running_load.stop()
+        assert report.harmed
+        for kind in (Kind.NEW_TCP, Kind.NEW_UDP, Kind.KEPT_TCP, Kind.KEPT_UDP):
+            assert report.counts[kind].failed > 0, kind
+        assert {one.host for one in report.failures} >= {"client-1", "outside", "node"}
+
+
+PAIRS = [
+    (origin, target)
+    for origin, target in itertools.permutations(PLANES, 2)
+    if mode_of(origin) != mode_of(target)
+]
+
+
+@pytest.mark.parametrize(("origin", "target"), PAIRS)
+class TestEachPair:
+    def test_no_connection_fails_and_no_flow_breaks(
+        self, started: Callable[..., Cluster], origin: str, target: str
+    ) -> None:
+        cluster = started(origin, target)
+        with load(cluster) as running_load:
+            running_load.wait_for(MORE)
+            switch(cluster, target)
+            running_load.wait_for(MORE)
+            report = running_load.stop()
+        unharmed(report)
+        drained(cluster)
+        only(cluster, target)
+        assert cluster.status().flows_cut == 0
+
+
+class TestAPair:
+    """With each pair that differs in kind: NAT to NAT, and with IPVS on either side."""
+
+    KINDS = (("nftables", LEGACY), ("nftables", "ipvs"), (LEGACY, "ipvs"))
+
+    @pytest.mark.parametrize(("one", "other"), KINDS)
+    def test_there_and_back_and_there_again_under_one_load(
+        self, started: Callable[..., Cluster], one: str, other: str
+    ) -> None:
+        cluster = started(one, other)
+        with load(cluster) as running_load:
+            for plane in (other, one, other, one):
+                running_load.wait_for(MORE)
+                switch(cluster, plane)  # what served before that drains still
+                assert [drain.mode for drain in cluster.status().drains] != []
+            running_load.wait_for(MORE)
+            report = running_load.stop()
+        unharmed(report)
+        drained(cluster)
+        only(cluster, one)
+
+    @pytest.mark.parametrize(("one", "other"), KINDS)
+    def test_a_change_of_a_service_is_served_while_the_old_mode_drains(
+        self, started: Callable[..., Cluster], one: str, other: str
+    ) -> None:
+        cluster = started(one, other)
+        with load(cluster) as running_load:
+            running_load.wait_for(MORE)
+            switch(cluster, other)
+            served = cluster.serve(TCP4, "web-1")
+            assert served.outcome("client-1") == "web-1 saw client-1"
+            served.endpoints("web-4")
+            assert served.outcome("client-1").startswith("web-4 saw ")
+            report = running_load.stop()
+        unharmed(report)
+
+    @pytest.mark.parametrize(("one", "other"), KINDS)
+    def test_the_mode_lasts_over_a_restart(
+        self, started: Callable[..., Cluster], one: str, other: str
+    ) -> None:
+        cluster = started(one, other)
+        with load(cluster) as running_load:
+            running_load.wait_for(MORE)
+            switch(cluster, other)
+            cluster.stop()
+            running_load.wait_for(MORE)
+            begin(cluster)
+            assert cluster.status().mode == mode_of(other)
+            running_load.wait_for(MORE)
+            report = running_load.stop()
+        unharmed(report)
+        drained(cluster)
+        only(cluster, other)
+
+
+KILLER = """
+import os, signal, sys
+from vipd.proxy import switching
+from vipd.proxy.cli.main import main
+
+def reached(step):
+    if step == {step!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+assert callable(switching.reached)
+switching.reached = reached
+main()
+"""
+"""The daemon, killed as it comes to a step."""
+KILLER_OF_TOOLS = """
+import asyncio, os, signal, sys
+from vipd.proxy import switching
+from vipd.proxy.cli.main import main
+
+overlaps = False
+spawn = asyncio.create_subprocess_exec
+
+def reached(step):
+    global overlaps
+    overlaps = step.startswith("BringUp")
+
+async def spawned(*command, **how):
+    process = await spawn(*command, **how)
+    if overlaps:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return process
+
+assert callable(switching.reached)
+switching.reached = reached
+asyncio.create_subprocess_exec = spawned
+main()
+"""
+"""The daemon, killed right after it has started a tool that is to bring up the other mode."""
+
+
+class Crash:
+    """Makes daemons that kill themselves, and others again."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._script = folder / "killer.py"
+        self._patch = monkeypatch
+        self._usual = (sys.executable, "-P", "-m", "vipd.proxy.cli")
+
+    def at(self, text: str) -> None:
+        self._script.write_text(text)
+        command = (sys.executable, "-P", str(self._script))
+        self._patch.setattr("vipd.bench.lab_daemon._CLI", command)
+
+    def never(self) -> None:
+        self._patch.setattr("vipd.bench.lab_daemon._CLI", self._usual)
+
+
+@pytest.fixture
+def crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Crash:
+    return Crash(tmp_path, monkeypatch)
+
+
+def is_dead(cluster: Cluster) -> bool:
+    try:
+        cluster.status()
+    except ControlError as error:
+        return "timed out" not in str(error)
+    return False
+
+
+STEPS = [
+    ("Probe {target}", "{origin}"),
+    ("BringUp {target}", "{origin}"),
+    ("Verify {target}", "{origin}"),
+    ("Retire {origin}", "{target}"),
+    ("Say", "{target}"),
+]
+"""Where the daemon is killed, and which mode serves after the restart."""
+
+
+@pytest.mark.parametrize(("origin", "target"), [p for p in PAIRS if NFT_VARIANT not in p])
+class TestKilled:
+    @pytest.mark.parametrize(("step", "serves"), STEPS)
+    def test_at_a_step_it_comes_to_one_mode_and_nothing_breaks(
+        self,
+        started: Callable[..., Cluster],
+        crash: Crash,
+        origin: str,
+        target: str,
+        step: str,
+        serves: str,
+    ) -> None:
+        names = {"origin": mode_of(origin), "target": mode_of(target)}
+        crash.at(KILLER.format(step=step.format(**names)))
+        cluster = started(origin, target)
+        report = _killed_and_restarted(cluster, crash, target)
+        assert cluster.status().mode == serves.format(**names)
+        unharmed(report)
+        drained(cluster)
+        only(cluster, cluster.status().mode)
+
+    def test_while_a_tool_programs_the_new_mode(
+        self, started: Callable[..., Cluster], crash: Crash, origin: str, target: str
+    ) -> None:
+        crash.at(KILLER_OF_TOOLS)
+        cluster = started(origin, target)
+        report = _killed_and_restarted(cluster, crash, target)
+        assert cluster.status().mode == mode_of(origin)
+        unharmed(report)
+        drained(cluster)
+        only(cluster, origin)
+
+    def test_as_it_removes_what_has_drained(
+        self, started: Callable[..., Cluster], crash: Crash, origin: str, target: str
+    ) -> None:
+        crash.at(KILLER.format(step=f"Remove {mode_of(origin)}"))
+        cluster = started(origin, target)
+        # Nothing is to drain, so the command may not live to see its end.
+        ask_for(cluster, target)
+        until(lambda: is_dead(cluster), "the daemon is dead", DEADLINE_SECONDS)
+        cluster.stop()
+        crash.never()
+        begin(cluster)
+        drained(cluster)
+        only(cluster, target)
+
+
+def _killed_and_restarted(cluster: Cluster, crash: Crash, target: str) -> Report:
+    """Ask for a switch that kills the daemon, restart it, and return what became of a load."""
+    with load(cluster) as running_load:
+        running_load.wait_for(MORE)
+        ask_for(cluster, target)
+        until(lambda: is_dead(cluster), "the daemon is dead", DEADLINE_SECONDS)
+        cluster.stop()
+        crash.never()
+        running_load.wait_for(MORE)
+        begin(cluster)
+        running_load.wait_for(MORE)
+        return running_load.stop()
+
+
+FIREWALL = """
+table inet firewall {
+    set friends { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.168.77.0/24 } }
+    map ports { type inet_service : verdict; elements = { 22 : accept } }
+    chain input {
+        type filter hook input priority filter; policy accept;
+        tcp dport vmap @ports
+        ip saddr @friends counter accept comment "friends"
+    }
+    chain pre {
+        type nat hook prerouting priority dstnat; policy accept;
+        tcp dport 9999 counter redirect to :22
+    }
+}
+"""
+DOCKER = """*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s {range} ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8081 -j DNAT --to-destination {target}
+COMMIT
+*filter
+:DOCKER - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -o docker0 -j DOCKER
+-A DOCKER -d {container} ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER-USER -j RETURN
+COMMIT
+"""
+
+
+_CONTAINERS = {
+    "ip": {
+        "loopback": "127.0.0.0/8",
+        "range": "172.17.0.0/16",
+        "container": "172.17.0.2/32",
+        "target": "172.17.0.2:80",
+    },
+    "ip6": {
+        "loopback": "::1/128",
+        "range": "fd00:17::/64",
+        "container": "fd00:17::2/128",
+        "target": "[fd00:17::2]:80",
+    },
+}
+FOREIGN_VIP = "198.51.100.7"
+IPVS = f"""-A -t {FOREIGN_VIP}:80 -s wrr
+-a -t {FOREIGN_VIP}:80 -r 10.244.1.21:9000 -m -w 3
+-A -u {FOREIGN_VIP}:53 -s rr -p 60
+"""
+IPSET = """create friends hash:net family inet
+add friends 10.0.0.0/8
+"""
+
+
+class Others:
+    """What a firewall, a container engine and another load balancer have on the node."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._variant = ""
+
+    def _tell(self, command: str, text: str = "", *, check: bool = True) -> None:
+        done = self._lab.exec("node", command.split(), input=text)
+        assert done.returncode == 0 or not check, f"{command}: {done.stderr}"
+
+    def program(self, variant: str) -> None:
+        self._variant = variant
+        self._tell(f"{NFT} -f -", FIREWALL)
+        self._tell("ipset restore", IPSET)
+        for family, values in _CONTAINERS.items():
+            restore = f"/usr/sbin/{family}tables{variant[8:]}-restore --noflush"
+            self._tell(restore, DOCKER.format(**values))
+        if not _lacks("ipvs"):
+            self._tell("ipvsadm -R", IPVS)
+            self._tell(f"ip route add local {FOREIGN_VIP}/32 dev lo")
+
+    def have(self) -> dict[str, list[str]]:
+        found = rules(self._lab)
+        kept = {
+            "nft": _printed(self._lab, NFT, "--stateless", "list", "table", "inet", "firewall"),
+            **{
+                f"{family}tables": [
+                    line
+                    for line in found[f"{family}tables{self._variant[8:]}-save"]
+                    if not _OURS.search(line)
+                ]
+                for family in ("ip", "ip6")
+            },
+            "ipset": [line for line in found["ipset"] if line.split()[1] == "friends"],
+        }
+        if not _lacks("ipvs"):
+            kept["ipvs"] = [line for line in found["ipvs"] if FOREIGN_VIP in line]
+            kept["route"] = [line for line in found["route -4"] if FOREIGN_VIP in line]
+        return kept
+
+    def remove(self) -> None:
+        self._tell(f"{NFT} flush ruleset")
+        for family, table in itertools.product(("ip", "ip6"), ("nat", "filter")):
+            for flag in ("-F", "-X"):
+                self._tell(f"/usr/sbin/{family}tables-legacy -t {table} {flag}", check=False)
+        self._tell("ipset destroy friends", check=False)
+        if not _lacks("ipvs"):
+            self._tell("ipvsadm -C")
+            self._tell(f"ip route del local {FOREIGN_VIP}/32 dev lo", check=False)
+
+
+@pytest.fixture
+def others(lab: Lab) -> Iterator[Others]:
+    made = Others(lab)
+    yield made
+    made.remove()
+
+
+class TestOthers:
+    @pytest.mark.parametrize("variant", [LEGACY, NFT_VARIANT])
+    @pytest.mark.parametrize("other", [LEGACY, NFT_VARIANT, "ipvs"])
+    def test_what_belongs_to_other_programs_survives_byte_for_byte(
+        self, started: Callable[..., Cluster], others: Others, other: str, variant: str
+    ) -> None:
+        need("nftables", other, variant)
+        others.program(variant)
+        before = others.have()
+        assert all(before.values())
+        cluster = started("nftables", other)
+        assert others.have() == before
+        for plane in (other, "nftables", other):
+            switch(cluster, plane)
+            assert others.have() == before
+            drained(cluster)
+            assert others.have() == before
+        cluster.stop()
+        assert cluster.cli("cleanup").returncode == 0
+        assert others.have() == before
