@@ -13,9 +13,9 @@ from vipd.backends.nftables.tool import Nft
 from vipd.backends.registry import MODES, backend
 from vipd.backends.skeleton import Skeleton
 from vipd.proxy import control
-from vipd.proxy.daemon import RECORD
 from vipd.proxy.errors import DataplaneError, Unsupported
 from vipd.proxy.settings import DataplaneSettings
+from vipd.proxy.switching import RECORD
 
 
 class Cleaned(Struct):

@@ -29,15 +29,13 @@ from vipd.proxy.notify import notify, watchdog
 from vipd.proxy.sources import addresses
 from vipd.proxy.sources.manifests import ManifestSource
 from vipd.proxy.switch import restarted
-from vipd.proxy.switching import Switching, read_record
+from vipd.proxy.switching import RECORD, Switching, read_record
 from vipd.proxy.sync import Sync
 from vipd.proxy.unreplied import Unreplied
 from vipd.proxy.version import VERSION
 from vipd.proxy.virtualserver import Changes, Key, Table
 
 LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
-RECORD = "mode.json"
-"""Name of the file beside the control socket that says which mode is in use."""
 
 log = structlog.get_logger()
 

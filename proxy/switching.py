@@ -25,6 +25,8 @@ from vipd.proxy.switch import Action, Event, Record, State
 from vipd.proxy.sync import Sync
 from vipd.proxy.virtualserver import Key, VirtualServer
 
+RECORD = "mode.json"
+"""Name of the file beside the control socket that says which mode is in use."""
 FIRST_COUNT_SECONDS = 0.2
 LONGEST_COUNT_SECONDS = 5.0
 """Between two counts of the flows that drain; the pause doubles from the first to the longest."""

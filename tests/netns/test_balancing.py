@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from collections import Counter
 
 import pytest
@@ -50,18 +51,25 @@ class TestAffinity:
             only(served.pods("client-1", FEW, *where))
             served.change(sessionAffinity="None", sessionAffinityConfig=None)
 
+    # IPVS forgets a client only with its last connection.
+    @pytest.mark.modes("nftables", "iptables-legacy", "iptables-nft")
     def test_s26_forgotten_after_its_time(self, cluster: Cluster, flavour: Flavour) -> None:
         served = cluster.serve(flavour, *WEBS, **affinity(1))
         first = only(served.pods("client-1", 3))
+        asked = time.monotonic()
 
         def forgotten() -> bool:
             # Each request refreshes, so ask only when the kernel has forgotten the client.
-            return not remembered(cluster, served)
+            # xt_recent cannot be asked: it compares times when a packet comes.
+            if cluster.mode == "nftables":
+                return not remembered(cluster, served)
+            return time.monotonic() > asked + 1.5
 
         seen = {first}
         for _ in range(20):  # the new endpoint is the old one again once in six times
             until(forgotten, "the client is forgotten")
             seen.add(served.ask("client-1").pod)
+            asked = time.monotonic()
             if len(seen) > 1:
                 return
         raise AssertionError(f"always {first}")
@@ -205,6 +213,8 @@ class TestHashes:
     def test_maglev_keeps_a_flow_when_another_endpoint_leaves(
         self, cluster: Cluster, flavour: Flavour
     ) -> None:
+        if cluster.differs("iptables-maglev"):
+            pytest.skip(f"{cluster.mode} differs: iptables-maglev")
         served = cluster.serve(flavour, *WEBS, annotations={"vipd/algorithm": "maglev"})
         ports = range(20000, 20060)  # below those that the kernel gives away
 

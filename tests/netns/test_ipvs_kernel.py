@@ -85,6 +85,7 @@ class Plane:
                 cidrs=(ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/48"))
             ),
             node_port_ranges=tuple(ip_network(one) for one in node.addresses),
+            service_cidrs=(ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112")),
             own_addresses=node.addresses,
             primary_addresses=node.addresses,
         )
@@ -294,7 +295,6 @@ def test_an_unknown_port_of_a_virtual_address_is_refused_though_the_node_listens
     with listening:
         for client in ("client-1", "node", "outside"):
             assert outcome(lab, client, address, 8099) == "refused"
-        assert plane.tool("ping", "-c1", "-W2", str(address))
         opened = lab.socket("client-1")
         opened.settimeout(DEADLINE_SECONDS)
         with opened:
@@ -361,6 +361,12 @@ def test_a_node_port_is_served_on_the_nodes_addresses_only(lab: Lab, plane: Plan
         "ip", "-N", "route", "show", "table", "local", "proto", "118"
     )
     assert outcome(lab, "node", parse_address("127.0.0.1"), 30080) == "refused"
+
+
+def test_an_address_that_no_service_has_is_dropped(lab: Lab, plane: Plane) -> None:
+    plane.serve(server(vip(), pod(lab, "web-1")))
+    for client in ("client-1", "node", "outside"):
+        assert outcome(lab, client, parse_address("10.96.200.1")) == "silence"
 
 
 # Changes
