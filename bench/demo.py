@@ -47,7 +47,7 @@ def run(prefix: str = DEFAULT_PREFIX, *, examples: Path | None = None) -> bool:
         synced = daemon.start()
         screen.note(f"vipd runs on the node, synced after {milliseconds(synced)}:")
         screen.note("  vipd " + " ".join(daemon.arguments))
-        failures = _tour(Stage(lab, manifests), screen)
+        failures = _tour(Stage(lab, manifests, daemon.socket), screen)
         screen.verdict(failures)
         if failures:
             screen.note(f"the daemon's last words:\n{daemon.log_tail()}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from vipd.bench.lab import Lab
 from vipd.bench.lab_errors import LabError
 
-_CLI = (sys.executable, "-P", "-m", "vipd.proxy.cli")
+CLI = (sys.executable, "-P", "-m", "vipd.proxy.cli")
 _POLL_SECONDS = 0.02
 _STOP_SECONDS = 10.0
 
@@ -38,7 +38,7 @@ class Daemon:
     @property
     def command(self) -> tuple[str, ...]:
         """The command line that is run on the node."""
-        return (*_CLI, *self.arguments)
+        return (*CLI, *self.arguments)
 
     def start(self, timeout: float = 20.0) -> float:
         """Start it and wait until it is synced; return the seconds that took. Raise LabError."""
@@ -46,7 +46,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self._process = self._lab.popen(
                 self._lab.topology.proxy_node,
-                [*_CLI, *self.arguments],
+                [*CLI, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -66,7 +66,7 @@ class Daemon:
         if not self.socket.exists():
             return False
         asked = subprocess.run(
-            [*_CLI, "status", "--json", "--socket", str(self.socket)],
+            [*CLI, "status", "--json", "--socket", str(self.socket)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

@@ -4,6 +4,8 @@ Lives here: what is shown of vipd, with the addresses and ports of examples/. Mu
 stop anything (demo.py), nor know how requests are made (lab_ask.py) or drawn (lab_show.py).
 """
 
+import socket
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from vipd.bench.lab import Lab
 from vipd.bench.lab_ask import Answer, Way
+from vipd.bench.lab_daemon import CLI
 from vipd.bench.lab_show import Shown, milliseconds
 from vipd.proxy.names import Address
 
@@ -37,9 +40,11 @@ _AT_ONCE_SECONDS = 1.0
 class Stage:
     """What the steps act on: the lab, and the manifests that the daemon follows."""
 
-    def __init__(self, lab: Lab, manifests: Path) -> None:
+    def __init__(self, lab: Lab, manifests: Path, socket: Path) -> None:
         self.lab = lab
         self.manifests = manifests
+        self.socket = socket
+        """The daemon's control socket."""
 
     def ask(self, name: str, way: Way, address: Address, port: int, count: int) -> list[Answer]:
         """Ask `count` times, over a new connection each."""
@@ -217,5 +222,65 @@ def datagrams(stage: Stage) -> Shown:
     return shown
 
 
-STEPS: tuple[Step, ...] = (spread, scale, refused, node_port, affinity, datagrams)
+def switch(stage: Stage) -> Shown:
+    """The dataplane is switched while requests keep coming, and back again."""
+    shown = Shown(
+        what="client-1 keeps asking, over new connections and one that stays open",
+        command=f"exec node vipd mode iptables --socket {stage.socket}",
+        header=("switch", "took", "requests meanwhile", "failed", "open connection"),
+    )
+    with stage.lab.socket("client-1") as kept:
+        kept.settimeout(_CHANGE_DEADLINE_SECONDS)
+        kept.connect((str(WEB[0]), 80))
+        pod = _who(kept)
+        for mode in ("iptables", "nftables"):
+            start = time.monotonic()
+            process = stage.lab.popen(
+                "node",
+                [*CLI, "mode", mode, "--drain", "5s", "--socket", str(stage.socket)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            asked = failed = after = 0
+            took = 0.0
+            while after < _IN_A_ROW:
+                if process.poll() is None:
+                    took = time.monotonic() - start
+                else:
+                    after += 1
+                asked += 1
+                try:
+                    stage.lab.ask("client-1", "http", WEB[0], 80, timeout=1.0)
+                except OSError:
+                    failed += 1
+            said, _ = process.communicate()
+            goes_on = _who(kept) == pod
+            shown.rows.append(
+                (
+                    f"to {mode}",
+                    milliseconds(took),
+                    str(asked),
+                    str(failed),
+                    "goes on" if goes_on else "broken",
+                )
+            )
+            done = process.returncode == 0
+            why = "" if done else f" ({said.decode(errors='replace').strip()})"
+            shown.check(done, f"{mode} serves{why}")
+            shown.check(failed == 0, f"no request failed on the way to {mode}")
+            shown.check(goes_on, f"the open connection goes on under {mode}")
+    return shown
+
+
+def _who(kept: socket.socket) -> str:
+    """Ask over a connection that stays open; return the pod's name."""
+    try:
+        kept.sendall(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        return kept.recv(65536).decode(errors="replace").rpartition("\r\n\r\n")[2]
+    except OSError as failure:
+        return str(failure)
+
+
+STEPS: tuple[Step, ...] = (spread, scale, refused, node_port, affinity, datagrams, switch)
 """The tour, in its order."""

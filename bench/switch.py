@@ -7,7 +7,6 @@ is told by the real command. Must not: make traffic (load.py) or format (cli/ben
 import asyncio
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from msgspec import Struct
 from vipd.backends.protocol import Capabilities, Driver
 from vipd.bench import switch_cluster
 from vipd.bench.lab import Lab, running
-from vipd.bench.lab_daemon import Daemon
+from vipd.bench.lab_daemon import CLI, Daemon
 from vipd.bench.lab_errors import LabError
 from vipd.bench.load import Load
 from vipd.bench.load_work import Kind, Report
@@ -34,7 +33,6 @@ DRAIN_SECONDS = 60
 """Given to the dataplane that is left, so that no run takes for ever."""
 START_SECONDS = 120.0
 _POLL_SECONDS = 0.05
-_CLI = (sys.executable, "-P", "-m", "vipd.proxy.cli")
 _SHORT_MEMORY = (
     ("netfilter/nf_conntrack_tcp_timeout_time_wait", "10"),
     ("netfilter/nf_conntrack_udp_timeout_stream", "30"),
@@ -192,7 +190,7 @@ def _wait(seconds: float, done: float, whole: float, progress: Progress) -> None
 def _switch(lab: Lab, daemon: Daemon, target: str) -> SwitchReport:
     """Switch as an operator does."""
     command = [
-        *(*_CLI, "mode", target, "--drain", f"{DRAIN_SECONDS}s"),
+        *(*CLI, "mode", target, "--drain", f"{DRAIN_SECONDS}s"),
         *("--json", "--socket", str(daemon.socket)),
     ]
     done = subprocess.run(

@@ -7,6 +7,7 @@ kernel rejects: chains of the dispatch are shared, so a rejected one cannot just
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -167,10 +168,13 @@ def without(before: Program, after: Program, rejected: Iterable[Key]) -> Program
 def restore(table: str, work: TableWork) -> list[Line]:
     """Return the text that iptables-restore is told for a table, line by line."""
     made = [Line(f"*{table}")]
-    made += [Line(f":{chain.name} - [0:0]", chain.name) for chain in work.write]
+    # Sorted: iptables-nft 1.8.9 keeps chains in a sorted list, and takes three times as long for
+    # 13,000 that come in any order.
+    written = sorted(work.write, key=attrgetter("name"))
+    made += [Line(f":{chain.name} - [0:0]", chain.name) for chain in written]
     made += [Line(f":{name} - [0:0]", name) for name in work.remove]
     made += [Line(f"-D {chain} {rule}") for chain, rule in work.stray]
-    for chain in work.write:
+    for chain in written:
         made += [
             Line(text, chain.name, rule.key)
             for text, rule in zip(chain.lines, chain.rules, strict=True)
@@ -240,7 +244,9 @@ def _table(seen: Observed, wanted: Program, family: Family, table: str) -> Table
         else:
             missing.remove(found)
     return TableWork(
-        tuple(one for name, one in should.items() if there.get(name) != one.seen),
+        tuple(
+            one for name, one in should.items() if name not in there or there[name] != one.seen
+        ),
         tuple(name for name in there if name not in should),
         tuple(stray),
         tuple(missing),

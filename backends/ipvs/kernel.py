@@ -30,7 +30,7 @@ from vipd.proxy.names import Address, Family, Protocol
 LISTING = Path("/proc/thread-self/net/ip_vs")
 """Everything in one read. Asked over netlink, each service's real servers are a dump of their own.
 Persistence is printed in jiffies and flags not at all (6.1), so services are asked over netlink."""
-REMEDY = "modprobe ip_vs (Debian: part of linux-image-amd64; not in linux-image-cloud-amd64)"
+REMEDY = "modprobe ip_vs (Debian: part of linux-image-amd64)"
 _PROTOCOLS = {one.value: one for one in Protocol}
 _GONE = (errno.ENOENT, errno.ESRCH)
 
@@ -202,7 +202,7 @@ def _meaning(one: Operation, code: int) -> DataplaneError:
             return Rejected(
                 str(one),
                 f"the kernel has no module {name}: modprobe {name} "
-                "(Debian: part of linux-image-amd64, not of linux-image-cloud-amd64)",
+                "(Debian: part of linux-image-amd64)",
             )
     if code in _GONE and one.verb is not ADD:
         raise OutOfStep(f"{one}: {text}")

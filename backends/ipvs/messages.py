@@ -243,24 +243,30 @@ def _identity(service: Service) -> bytes:
 def _service(service: Service, manner: Manner, verb: Verb) -> bytes:
     if verb not in (ADD, SET):
         return _attribute(1, _identity(service))
+    return _attribute(1, _identity(service) + _manner(manner, service.family))
+
+
+@lru_cache(maxsize=256)
+def _manner(manner: Manner, family: Family) -> bytes:
     flags = manner.scheduler.flags | (_PERSISTENT if manner.persistence else 0)
-    six = service.family is Family.IPV6
-    return _attribute(
-        1,
-        _identity(service)
-        + _attribute(6, manner.scheduler.name.encode() + b"\0")
+    return (
+        _attribute(6, manner.scheduler.name.encode() + b"\0")
         + _attribute(7, struct.pack("=II", flags, 0xFFFFFFFF))
         + _u32(8, manner.persistence)
-        + _u32(9, 128 if six else 0xFFFFFFFF),
+        + _u32(9, 128 if family is Family.IPV6 else 0xFFFFFFFF)  # persistence is for one address
     )
 
 
 def _destination(one: Destination, weight: int, verb: Verb) -> bytes:
     body = _attribute(1, one.address.packed) + _attribute(2, one.port.to_bytes(2, "big"))
     if verb in (ADD, SET):
-        body += _u32(3, 0) + _u32(4, weight) + _u32(5, 0) + _u32(6, 0)  # masquerading; thresholds
-    body += _u16(11, _AF[one.service.family])
-    return _attribute(2, body)
+        body += _weighted(weight)
+    return _attribute(2, body + _u16(11, _AF[one.service.family]))
+
+
+@lru_cache(maxsize=256)
+def _weighted(weight: int) -> bytes:
+    return _u32(3, 0) + _u32(4, weight) + _u32(5, 0) + _u32(6, 0)  # masquerading; no thresholds
 
 
 def _attribute(kind: int, value: bytes) -> bytes:

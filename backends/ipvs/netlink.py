@@ -20,6 +20,8 @@ from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, UnknownResult, Un
 AT_ONCE = 64
 """Messages in one sendmsg. Their acknowledgements have to fit the receive buffer."""
 _BUFFER = 1 << 20
+_LARGEST = 1 << 16
+"""Bytes of one answer; the kernel makes none larger than 32 kB for a listing."""
 _GENERIC, _ROUTE = 16, 0
 _STRICT_CHECK = 12
 _SOL_NETLINK = 270
@@ -33,6 +35,7 @@ class Netlink:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._socket.bind((0, 0))
         self._number = 0
+        self._answers = bytearray(_LARGEST)
 
     def __enter__(self) -> "Netlink":
         return self
@@ -80,17 +83,21 @@ class Netlink:
         try:
             self._socket.send(text)
             while len(answers) < count:
-                for kind, _, number, message in messages.split(self._socket.recv(1 << 16)):
+                for kind, _, number, message in messages.split(self._receive()):
                     if kind == messages.ERROR and number >= start:
                         answers[number] = messages.error_of(message)
         except OSError as error:
             raise _failed(error) from error
         return answers
 
+    def _receive(self) -> bytes:
+        size = self._socket.recv_into(self._answers)
+        return bytes(self._answers[:size])
+
     def _listing(self, wanted: int) -> list[bytes]:
         found: list[bytes] = []
         while True:
-            for kind, _, number, message in messages.split(self._socket.recv(1 << 17)):
+            for kind, _, number, message in messages.split(self._receive()):
                 if number != wanted:
                     continue
                 if kind == messages.ERROR:

@@ -6,6 +6,7 @@ what a program should do.
 
 import typing
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any
 
 from tests.properties import ipvs, packets, xtables
@@ -13,6 +14,7 @@ from tests.properties.kernel import Kernel
 from tests.properties.oracle import Shares
 from tests.properties.statements import Packet
 
+from vipd.backends.iptables.backend import IptablesCompiler
 from vipd.backends.ipvs.backend import IpvsCompiler
 from vipd.backends.ipvs.plan import IpvsPlan
 from vipd.backends.nftables.backend import NftablesCompiler
@@ -72,6 +74,25 @@ class Ipvs:
         return self.kernel.routes, self.kernel.servers, xtables.state(self.kernel.xtables)
 
 
+class Iptables:
+    """iptables; see xtables.py."""
+
+    def __init__(self) -> None:
+        self.kernel = xtables.Xtables()
+
+    def commit(self, plan: Plan) -> None:
+        self.kernel.run(str(plan))
+
+    def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
+        found: Shares = {}
+        for one in xtables.ways(self.kernel, packet, own):
+            found[one.outcome] = found.get(one.outcome, Fraction(0)) + one.probability
+        return found
+
+    def state(self) -> object:
+        return xtables.state(self.kernel)
+
+
 class Dataplane(typing.NamedTuple):
     """A mode: its compiler, and a kernel with nothing in it."""
 
@@ -95,5 +116,6 @@ class Dataplane(typing.NamedTuple):
 
 DATAPLANES: Iterable[Dataplane] = (
     Dataplane(NftablesCompiler(), Nftables),
+    Dataplane(IptablesCompiler(), Iptables),
     Dataplane(IpvsCompiler(), Ipvs),
 )

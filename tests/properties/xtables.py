@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import takewhile
 
 from tests.properties.chance import Chance, every
 from tests.properties.ipsets import IpSets
@@ -31,6 +32,10 @@ nat after it). Connection tracking begins after raw."""
 _BUILT_IN = {
     table: tuple(hook for hook, tables in HOOKS.items() if table in tables)
     for table in ("raw", "mangle", "nat", "filter")
+}
+_TOOLS = {
+    "# iptables-restore --noflush": Family.IPV4,
+    "# ip6tables-restore --noflush": Family.IPV6,
 }
 _NAME_LENGTH = 28
 _ENDS = ("DROP", "ACCEPT", "RETURN", "REJECT", "DNAT", "MARK", "CONNMARK", "MASQUERADE")
@@ -83,6 +88,20 @@ class Xtables:
                 self._line(place, table, line, touched)
         if place is not None:
             raise Refused("no COMMIT")
+
+    def run(self, text: str, *, checked: bool = True) -> None:
+        """Do a plan: commands of ipset, and restores, each with its tool's name in a comment."""
+        lines = iter(text.splitlines())
+        family = None
+        for line in lines:
+            if line in _TOOLS:
+                family = _TOOLS[line]
+            elif line.startswith("*"):
+                assert family is not None, "no tool said"
+                block = [line, *takewhile(lambda one: one != "COMMIT", lines), "COMMIT"]
+                self.restore(family, "\n".join(block), checked=checked)
+            else:
+                self.sets.run(line)
 
     def command(self, family: Family, arguments: str) -> None:
         """Do one ``iptables`` command, from ``-t TABLE`` on."""
