@@ -18,6 +18,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -68,7 +69,7 @@ _ERRORS = {
     4353: "an entry that the type cannot hold",
     4354: "not a protocol that has ports",
 }
-_FIND_TYPE, _BUSY = 4098, 4100
+_FIND_TYPE, _BUSY, _NO_OTHER = 4098, 4100, 4101
 
 
 class SetSpec(Struct, frozen=True):
@@ -351,6 +352,8 @@ def _address_text(data: bytes, prefix: bytes | None) -> str:
     raw = data[4:]
     family, whole = (socket.AF_INET6, 128) if len(raw) == 16 else (socket.AF_INET, 32)
     text = socket.inet_ntop(family, raw)
+    if len(raw) == 16 and "." in text:
+        text = str(IPv6Address(raw))  # inet_ntop and Python differ on IPv4-mapped addresses
     return text if prefix is None or prefix[0] == whole else f"{text}/{prefix[0]}"
 
 
@@ -376,6 +379,6 @@ def _error(code: int, operation: str, kind: str = "") -> DataplaneError:
         return Unsupported("ipset", "`modprobe ip_set` (Debian's package linux-image-amd64)")
     if code in (_BUSY, errno.EBUSY, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR):
         return Busy(f"ipset {operation}: {why if code < 4096 else 'it is in use'}")
-    if code == errno.ENOENT:
+    if code in (errno.ENOENT, _NO_OTHER):
         return OutOfStep(f"ipset {operation}: there is no such set")
     return Rejected(f"ipset {operation}", why)

@@ -170,14 +170,10 @@ def set_name(family: Family, name: str) -> str:
     return f"KUBE-6-{name.removeprefix('KUBE-')}"[:LONGEST_NAME]
 
 
-async def found() -> Outcome:
-    """Return what kube-proxy left. Changes nothing, and loads no table or module."""
-    return await remove(dry_run=True)
-
-
 async def remove(*, dry_run: bool) -> Outcome:
-    """Remove what kube-proxy left, or say what that would be. Idempotent.
+    """Remove what kube-proxy left, or only say what that would be. Idempotent.
 
+    Looking loads no table and no module.
     What cannot be removed is told, and the rest is. Raise Unsupported without CAP_NET_ADMIN. It
     does not stop kube-proxy, which puts everything back if it runs.
     """

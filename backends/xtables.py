@@ -90,8 +90,8 @@ class Xtables:
     """Runs the iptables tools in the network namespace of this process.
 
     `variant` is the one that `save` and `restore` use; None: the one in use, found at the first
-    run. `inherited` are descriptors that each run holds too: the lock of instance.py. `find_program`
-    finds a program by its name.
+    run. `inherited` are descriptors that each run holds too: the lock of instance.py.
+    `find_program` finds a program by its name.
     """
 
     def __init__(
@@ -105,20 +105,22 @@ class Xtables:
         self._variant = variant
         self._inherited = tuple(inherited)
         self._find_program = find_program or _which
+        self._default: Variant | None = None
 
     async def find(self) -> Tools:
         """Return which tools there are and which variant is in use. Changes nothing.
 
         Raise Unsupported where there is none at all.
         """
+        self._default = await self._host_variant()
         present = tuple(one for one in Variant if self._path(one, Family.IPV4, "-save"))
         if not present:
             raise Unsupported("iptables is not there", INSTALL)
-        default = await self._default(present)
+        default = self._default if self._default in present else present[0]
         saved = {one: await self._saved(one) for one in present}
-        others = {one: _foreign(texts) for one, texts in saved.items()}
-        with_rules = [one for one in present if others[one]]
-        in_use = with_rules[0] if len(with_rules) == 1 else default
+        with_rules = {one: _has_rules(texts) for one, texts in saved.items()}
+        holding = [one for one in present if with_rules[one]]
+        in_use = holding[0] if len(holding) == 1 else default
         leftovers = tuple(
             f"{program(one, family)} {table} {chain}"
             for one in present
@@ -175,31 +177,36 @@ class Xtables:
                 return
 
     def has(self, family: Family, variant: Variant) -> bool:
-        """Return whether the tools of a variant are installed for a family."""
+        """Return whether a family has a variant's tools, and the kernel has the family."""
+        if family is Family.IPV6 and not os.path.exists("/proc/net/if_inet6"):
+            return False
         return self._path(variant, family, "-restore") is not None
 
-    async def _default(self, present: Sequence[Variant]) -> Variant:
+    async def _host_variant(self) -> Variant | None:
+        """Return what the host's `iptables` says it is."""
         path = self._find_program("iptables")
-        if path is not None:
-            try:
-                printed, _ = await self._run([path, "--version"], "")
-            except DataplaneError:
-                return present[0]
-            said = Variant.NFT if b"nf_tables" in printed else Variant.LEGACY
-            if said in present:
-                return said
-        return present[0]
+        if path is None:
+            return None
+        try:
+            printed, _ = await self._run([path, "--version"], "")
+        except DataplaneError:
+            return None
+        return Variant.NFT if b"nf_tables" in printed else Variant.LEGACY
 
     async def _saved(self, variant: Variant) -> dict[tuple[Family, str], str]:
         return {
             (family, table): await self.save(family, table, variant)
             for family in Family
-            if self.has(family, variant)
+            if self._path(variant, family, "-save")
             for table in ("filter", "nat")
         }
 
     def _path(self, variant: Variant, family: Family, suffix: str) -> str | None:
-        return self._find_program(f"{program(variant, family)}{suffix}")
+        path = self._find_program(f"{program(variant, family)}{suffix}")
+        if path is None and variant is self._default:
+            # Distributions with one variant only have no names for each.
+            path = self._find_program(f"{program(None, family)}{suffix}")
+        return path
 
     async def _run(self, command: Sequence[str], text: str) -> tuple[bytes, str]:
         """Run a tool; return what it printed and said. Raise the error that its failure means."""
@@ -226,9 +233,8 @@ class Xtables:
         # process is computing.
         script = os.memfd_create("iptables-script")
         try:
-            left = memoryview(text.encode())
-            while left:
-                left = left[os.write(script, left) :]
+            with os.fdopen(script, "w", encoding="utf-8", closefd=False) as file:
+                file.write(text)
             os.lseek(script, 0, os.SEEK_SET)
             return await asyncio.create_subprocess_exec(
                 *command,
@@ -242,9 +248,10 @@ class Xtables:
             os.close(script)
 
 
-def program(variant: Variant, family: Family) -> str:
+def program(variant: Variant | None, family: Family) -> str:
     """Return the name of the tool without its suffix, such as ``ip6tables-nft``."""
-    return f"ip{'6' if family is Family.IPV6 else ''}tables-{variant}"
+    name = "ip6tables" if family is Family.IPV6 else "iptables"
+    return name if variant is None else f"{name}-{variant}"
 
 
 def failure(code: int, name: str, said: str, text: str = "") -> DataplaneError:
@@ -279,7 +286,7 @@ def _which(name: str) -> str | None:
 def _loaded(family: Family, table: str) -> bool:
     """Return whether a legacy table exists in this network namespace; listing would make it."""
     try:
-        path = f"/proc/net/ip{'6' if family is Family.IPV6 else ''}_tables_names"
+        path = f"/proc/thread-self/net/ip{'6' if family is Family.IPV6 else ''}_tables_names"
         with open(path, encoding="ascii") as names:
             return table in names.read().split()
     except OSError:
@@ -301,10 +308,12 @@ def _lock_is_held() -> bool:
     return False
 
 
-def _foreign(texts: dict[tuple[Family, str], str]) -> bool:
+def _has_rules(texts: dict[tuple[Family, str], str]) -> bool:
     """Return whether there are rules of anybody, ours included."""
     return any(line.startswith("-A") for text in texts.values() for line in text.splitlines())
 
 
 def _our_chains(text: str) -> list[str]:
-    return [line[1:].split(" ", 1)[0] for line in text.splitlines() if line.startswith(f":{PREFIX}")]
+    return [
+        line[1:].split(" ", 1)[0] for line in text.splitlines() if line.startswith(f":{PREFIX}")
+    ]

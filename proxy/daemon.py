@@ -116,6 +116,10 @@ async def run(config: Config, source: ManifestSource) -> None:
         departures.note(before, changes)
         unreplied.note(before, changes)
 
+    def on_commit(keys: Collection[Key]) -> None:
+        departures.committed(keys)
+        unreplied.committed(keys)
+
     sync = Sync(config.node, on_update)
     own_addresses = FollowedAddresses(sync)
     switching = Switching(
@@ -127,7 +131,7 @@ async def run(config: Config, source: ManifestSource) -> None:
         state_directory / RECORD,
         config.dataplane.drain_seconds,
         on_synced=_synced,
-        on_commit=unreplied.committed,
+        on_commit=on_commit,
         prepare=own_addresses.follow,
     )
     departures = Departures(

@@ -6,36 +6,60 @@ itself (who makes `Departures` says how), or know a dataplane.
 No dataplane sends a new connection to an endpoint that is not in the table any more. What was open
 goes on, until it ends or the deadline of the Service or of the node is reached. An endpoint that is
 merely not ready keeps its flows as long as it lives: readiness that comes and goes cuts nobody off.
+A UDP endpoint that is gone has a second only: nobody answers there, and a client that keeps its
+port would send to it for ever, as nothing ends such a flow (kubernetes/kubernetes#125467).
+Nothing is ended before the commit that takes the endpoint out: a flow would begin anew to it.
 Source: KEP-1669 (terminating endpoints).
 """
 
 import asyncio
+import contextlib
+import heapq
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from enum import Enum
 
 import structlog
 from msgspec import Struct
 
 from vipd.backends.protocol import Departed
 from vipd.proxy.errors import DataplaneError
-from vipd.proxy.names import Address, NamespacedName
+from vipd.proxy.names import Address, Protocol, ServicePortName
 from vipd.proxy.snapshot import Snapshot
-from vipd.proxy.virtualserver import Changes, Table, VirtualServer
+from vipd.proxy.virtualserver import Changes, Key, Table, VirtualServer
 
+UDP_GRACE_SECONDS = 1.0
+"""How long the flows of a UDP endpoint that is gone stay after the commit: for answers that are
+under way (kubernetes/kubernetes#45976), and for the next commit where one more was waiting."""
+UDP_LOOK_SECONDS = 5.0
+"""How often it is looked at whether a UDP endpoint that left is still there."""
+LATE_LOOK_SECONDS = 60.0
+"""The same for every endpoint beyond its deadline, and the pause after a cut that failed."""
 MOST_PENDING = 100_000
 """Departures that are remembered; flows of more than that go on until they end."""
 
 Cut = Callable[[Sequence[Departed]], Awaitable[int]]
 """Ends the flows of departed endpoints and returns how many there were."""
+Spot = tuple[Address, int]
+"""Address and port of an endpoint."""
 
 log = structlog.get_logger()
 
 
+class Standing(Enum):
+    """How an endpoint stands in its service's slices, whether or not it is chosen."""
+
+    THERE = "there"
+    TERMINATING = "terminating"
+    GONE = "gone"
+
+
 class Departure(Struct, frozen=True):
-    """An endpoint that left a virtual server of a service, and how long its flows have."""
+    """An endpoint that left a virtual server, and how long its flows have."""
 
     departed: Departed
-    service: NamespacedName
+    owner: ServicePortName
     drain_seconds: float
 
 
@@ -50,31 +74,46 @@ def departures(before: Table, changes: Changes, drain_seconds: float) -> Iterato
         if server is None or not claims or claims[0].owner != server.owner:
             continue
         seconds = drain_seconds if server.drain_seconds is None else float(server.drain_seconds)
-        for address, port in _places(claims[0]) - _places(server):
-            yield Departure(Departed(key, address, port), server.owner.service, seconds)
+        for address, port in _spots(claims[0]) - _spots(server):
+            yield Departure(Departed(key, address, port), server.owner, seconds)
 
 
-def is_back(table: Table, departed: Departed) -> bool:
-    """Return whether the virtual server has the endpoint again, so that nothing is to be ended."""
-    claims = table.claims.get(departed.key)
-    return claims is not None and (departed.address, departed.port) in _places(claims[0])
+def standings(snapshot: Snapshot, owner: ServicePortName) -> dict[Spot, Standing]:
+    """Return how each endpoint of a service's port stands; those that are gone are not in it."""
+    found: dict[Spot, Standing] = {}
+    for one in snapshot.slices.get(owner.service, ()):
+        numbers = [
+            port.port
+            for port in one.ports
+            if port.name == owner.port and port.protocol is owner.protocol
+        ]
+        for endpoint in one.endpoints:
+            for number in numbers:
+                spot = (endpoint.address, number)
+                if not endpoint.terminating:
+                    found[spot] = Standing.THERE
+                else:
+                    found.setdefault(spot, Standing.TERMINATING)
+    return found
 
 
-def lives(snapshot: Snapshot, service: NamespacedName, address: Address) -> bool:
-    """Return whether the service still tells of the endpoint, and not that it terminates."""
-    return any(
-        one.address == address and not one.terminating
-        for told in snapshot.slices.get(service, ())
-        for one in told.endpoints
-    )
-
-
-def _places(server: VirtualServer) -> set[tuple[Address, int]]:
+def _spots(server: VirtualServer) -> set[Spot]:
     return {(one.address, one.port) for one in (*server.cluster, *server.local)}
 
 
+class _Pending(Struct):
+    """A departure that waits; `look_at` is set once the dataplane has taken the endpoint out."""
+
+    owner: ServicePortName
+    deadline: float
+    look_at: float | None = None
+
+
 class Departures:
-    """Remembers departures and ends their flows at the deadline. One task runs it."""
+    """Remembers departures and ends their flows at the deadline. One task runs it.
+
+    `now` returns the snapshot and table as they are.
+    """
 
     def __init__(
         self,
@@ -84,66 +123,115 @@ class Departures:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.flows_cut = 0
-        """Flows that were ended at a deadline, since the start."""
+        """Flows that were ended, since the start."""
         self._drain_seconds = drain_seconds
         self._cut = cut
         self._now = now
         self._clock = clock
-        self._deadlines: dict[Departed, tuple[float, Departure]] = {}
+        self._pending: dict[Key, dict[Spot, _Pending]] = {}
+        self._size = 0
+        self._queue: list[tuple[float, int, Key, Spot]] = []
+        """A heap by `look_at`; the number only keeps keys from being compared."""
+        self._number = itertools.count()
         self._sooner = asyncio.Event()
 
     @property
     def pending(self) -> int:
         """Return how many endpoints may still have flows from before they left."""
-        return len(self._deadlines)
+        return self._size
 
     def note(self, before: Table, changes: Changes) -> None:
-        """Remember what the changes take away."""
+        """Remember what the changes take away, and forget what they bring back. O(change)."""
+        for key, server in changes.virtual_servers.items():
+            if server is not None and key in self._pending:
+                for spot in self._pending[key].keys() & _spots(server):
+                    self._drop(key, spot)
+        now = self._clock()
         for one in departures(before, changes, self._drain_seconds):
-            if len(self._deadlines) >= MOST_PENDING:
+            if self._size >= MOST_PENDING:
                 log.warning("too many departures", remembered=MOST_PENDING)
                 return
-            self._deadlines[one.departed] = (self._clock() + one.drain_seconds, one)
-            self._sooner.set()
+            waiting = self._pending.setdefault(one.departed.key, {})
+            spot = (one.departed.address, one.departed.port)
+            self._size += spot not in waiting
+            waiting[spot] = _Pending(one.owner, now + one.drain_seconds)
+
+    def committed(self, keys: Collection[Key]) -> None:
+        """Say that these are programmed: no flow begins at what they lost. O(keys)."""
+        now = self._clock()
+        for key in keys if self._pending else ():
+            for spot, one in self._pending.get(key, {}).items():
+                if one.look_at is None:
+                    udp = key.protocol is Protocol.UDP
+                    self._look(key, spot, one, now + UDP_GRACE_SECONDS if udp else one.deadline)
+                    self._sooner.set()
 
     async def run(self) -> None:
         """End flows as their deadlines come, until cancelled."""
         while True:
-            left = self._next()
             self._sooner.clear()
-            try:
+            await self.end_due()
+            left = max(0.0, self._queue[0][0] - self._clock()) if self._queue else None
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._sooner.wait()
-            except TimeoutError:
-                await self.end_due()
-
-    def _next(self) -> float | None:
-        """Return the seconds to the next deadline, or None where there is none."""
-        if not self._deadlines:
-            return None
-        return max(0.0, min(when for when, _ in self._deadlines.values()) - self._clock())
 
     async def end_due(self) -> None:
-        """End the flows of those whose deadline has come and who are not back."""
-        now = self._clock()
-        due = [(one, told) for one, (when, told) in self._deadlines.items() if when <= now]
-        snapshot, table = self._now()
-        gone = []
-        for one, told in due:
-            del self._deadlines[one]
-            if is_back(table, one):
-                continue
-            if lives(snapshot, told.service, one.address):
-                self._deadlines[one] = (now + max(1.0, told.drain_seconds), told)
-            else:
-                gone.append(one)
-        if not gone:
+        """End the flows of those whose time has come and who are not there any more."""
+        due = self._due()
+        if not due:
             return
+        # Out of the way first: an endpoint may come back, and leave again, while flows are cut.
+        waited = [self._drop(one.key, (one.address, one.port)) for one in due]
         try:
-            flows = await self._cut(gone)
+            flows = await self._cut(due)
         except DataplaneError as error:
-            log.warning("flows of departed endpoints go on", why=str(error))
+            log.warning("flows of departed endpoints go on for now", why=str(error))
+            later = self._clock() + LATE_LOOK_SECONDS
+            for departed, one in zip(due, waited, strict=True):
+                self._put_back(departed, one, later)
             return
         self.flows_cut += flows
         if flows:
-            log.info("flows ended at their deadline", endpoints=len(gone), flows=flows)
+            log.info("flows of departed endpoints ended", endpoints=len(due), flows=flows)
+
+    def _due(self) -> list[Departed]:
+        """Return what is to be cut now; what is to be looked at again later waits on."""
+        now, due = self._clock(), []
+        snapshot, _ = self._now()
+        known: dict[ServicePortName, dict[Spot, Standing]] = {}
+        while self._queue and self._queue[0][0] <= now:
+            look_at, _, key, spot = heapq.heappop(self._queue)
+            one = self._pending.get(key, {}).get(spot)
+            if one is None or one.look_at != look_at:
+                continue  # it came back meanwhile
+            if one.owner not in known:
+                known[one.owner] = standings(snapshot, one.owner)
+            standing = known[one.owner].get(spot, Standing.GONE)
+            if now < one.deadline and standing is not Standing.GONE:
+                self._look(key, spot, one, min(one.deadline, now + UDP_LOOK_SECONDS))
+            elif standing is Standing.THERE:
+                self._look(key, spot, one, now + LATE_LOOK_SECONDS)
+            else:
+                due.append(Departed(key, *spot))
+        return due
+
+    def _look(self, key: Key, spot: Spot, one: _Pending, at: float) -> None:
+        one.look_at = at
+        heapq.heappush(self._queue, (at, next(self._number), key, spot))
+
+    def _put_back(self, departed: Departed, one: _Pending, look_at: float) -> None:
+        waiting = self._pending.setdefault(departed.key, {})
+        spot = (departed.address, departed.port)
+        if spot not in waiting:
+            waiting[spot] = one
+            self._size += 1
+            self._look(departed.key, spot, one, look_at)
+
+    def _drop(self, key: Key, spot: Spot) -> _Pending:
+        waiting = self._pending[key]
+        self._size -= 1
+        one = waiting.pop(spot)
+        if not waiting:
+            del self._pending[key]
+        return one

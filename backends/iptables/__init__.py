@@ -1,0 +1,1 @@
+"""The iptables backend: a tree of chains, one rule for an endpoint (docs/iptables.md)."""

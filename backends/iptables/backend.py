@@ -43,8 +43,8 @@ class IptablesCompiler:
     differences: Sequence[Difference] = DIFFERENCES
     portion: int | None = None
 
-    def __init__(self, settings: DataplaneSettings = DataplaneSettings()) -> None:
-        self._settings = settings
+    def __init__(self, settings: DataplaneSettings | None = None) -> None:
+        """Nothing of the settings matters here."""
 
     def lacks(self, server: VirtualServer, capabilities: Capabilities) -> str:
         """Return why this mode cannot serve a virtual server here, or an empty text."""

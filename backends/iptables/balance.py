@@ -9,6 +9,7 @@ those of kube-proxy's chains for the same service port. A list that is long beco
 VIPD-SVP-… chains.
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from math import gcd
@@ -28,6 +29,7 @@ HASH_SEED = 0x76697064
 """Fixed, so that every node and every restart hashes a source alike ("vipd")."""
 LONGEST_COMMENT = 200
 """Of 255 characters that a comment can have."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9/_.:-]")
 FROM_NODE = "-m addrtype --src-type LOCAL"
 
 Share = tuple[Endpoint, int]
@@ -150,9 +152,7 @@ def _choosing(server: VirtualServer, name: str, endpoints: Sequence[Endpoint]) -
     if server.algorithm is Algorithm.SOURCE_HASH:
         slots = [(one, 1, tail) for one, weight, tail in rest for _ in range(weight)]
         below, rules = _hashing(name, proto, slots, why, 0)
-    elif (
-        server.algorithm is Algorithm.ROUND_ROBIN and sum(w for _, w in weights) <= MOST_TURNS
-    ):
+    elif server.algorithm is Algorithm.ROUND_ROBIN and sum(w for _, w in weights) <= MOST_TURNS:
         below, rules = [], _in_turn(proto, rest)
     else:
         below, rules = _by_chance(name, proto, rest, why)
@@ -222,13 +222,23 @@ def _hashing(
         for (translation, tail), mask in masks.items():
             rules.append(Rule(f"{proto}{_of_hash(len(slots), mask, seed)}{tail}", translation))
         return below, rules
-    for number in range(MOST_NODES):
-        first, last = (len(slots) * at // MOST_NODES for at in (number, number + 1))
+    count = _groups(len(slots))
+    for number in range(count):
+        first, last = (len(slots) * at // count for at in (number, number + 1))
         sub = hashed("SVP", f"{name} {number}")
         more, inside = _hashing(sub, proto, slots[first:last], why, level + 1)
         below += [*more, Chain(sub, tuple(inside), why)]
-        rules.append(Rule(f"{proto}{_of_hash(MOST_NODES, 1 << number, seed)}", f"-g {sub}"))
+        rules.append(Rule(f"{proto}{_of_hash(count, 1 << number, seed)}", f"-g {sub}"))
     return below, rules
+
+
+def _groups(slots: int) -> int:
+    """Return into how many groups slots are divided: equal ones if there can be, else large ones.
+
+    Where they differ by a slot, shares differ by 3 % at most.
+    """
+    fewest = min(-(-slots // MOST_NODES), MOST_NODES)
+    return next((one for one in range(fewest, MOST_NODES + 1) if slots % one == 0), fewest)
 
 
 def _of_hash(total: int, mask: int, seed: str) -> str:
@@ -264,7 +274,8 @@ def _identity(owner: ServicePortName) -> str:
 
 
 def _name(server: VirtualServer) -> str:
-    return str(server.owner)[:LONGEST_COMMENT]
+    """Return the service port for a comment; names come from strangers, so nothing is quoted."""
+    return _UNSAFE.sub("_", str(server.owner))[:LONGEST_COMMENT]
 
 
 def _of(networks: Sequence[Network], family: Family) -> list[Network]:

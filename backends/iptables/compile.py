@@ -26,7 +26,6 @@ from vipd.proxy.virtualserver import (
     VirtualServer,
 )
 
-
 CHAIN = ""
 
 
@@ -181,9 +180,7 @@ def all_chains(wanted: Program, family: Family, table: str) -> dict[str, Chain]:
     if table != NAT:
         return found
     for server in wanted.servers.values():
-        if server.key.family is family and any(
-            name not in found for name in balance.names(server)
-        ):
+        if server.key.family is family and any(name not in found for name in balance.names(server)):
             found |= {one.name: one for one in balance.chains(server, wanted.network)}
     for node, root, width in roots(wanted.trees[family], family):
         found |= {one.name: one for one in dispatch.chains(node, root, width)}

@@ -237,9 +237,7 @@ def _below(node: Node, width: int) -> list[tuple[str, Node]]:
 
 def _chain(node: Node, name: str, width: int) -> Chain:
     if not isinstance(node, Branch):
-        rules = tuple(
-            Rule(match(one.bits, 0, width), f"-g {one.target}", one.key) for one in node
-        )
+        rules = tuple(Rule(match(one.bits, 0, width), f"-g {one.target}", one.key) for one in node)
         return Chain(name, rules)
     made = []
     for digit, child in node.nodes:

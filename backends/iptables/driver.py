@@ -1,4 +1,4 @@
-"""The iptables driver: runs the tools and fills the sets, and says which virtual server was refused.
+"""The iptables driver: runs the tools, fills the sets, and finds the virtual server at fault.
 
 Lives here: the one effect of this backend. Must not: know what a program means (compile.py).
 Only chains and sets that carry our names are ever changed, and the jumps to them.
@@ -9,6 +9,7 @@ makes it live comes after them, and what is not needed any more goes last.
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import structlog
@@ -40,11 +41,15 @@ log = structlog.get_logger()
 
 
 class _Refused(Exception):
-    """The kernel took everything but what these virtual servers need."""
+    """The kernel took everything but what these virtual servers need.
 
-    def __init__(self, keys: dict[Key, DataplaneError]) -> None:
+    `written` tells that their rules are in the tables already.
+    """
+
+    def __init__(self, keys: dict[Key, DataplaneError], *, written: bool = False) -> None:
         super().__init__()
         self.keys = keys
+        self.written = written
 
 
 class _Ours(NamedTuple):
@@ -60,13 +65,14 @@ class _Ours(NamedTuple):
 class IptablesDriver:
     """Runs the iptables tools in the network namespace of this process.
 
+    `settings` say nothing that this mode needs.
     `inherited` are descriptors that each tool holds too: the lock of instance.py. `variant` None:
     the one that the host uses. `largest_set` is how many entries a set may have.
     """
 
     def __init__(
         self,
-        settings: DataplaneSettings = DataplaneSettings(),
+        settings: DataplaneSettings | None = None,
         inherited: Sequence[int] = (),
         *,
         variant: Variant | None = None,
@@ -75,7 +81,6 @@ class IptablesDriver:
     ) -> None:
         self.tools = tools or Xtables(variant, inherited)
         self.sets = IpSets()
-        self._settings = settings
         self._largest_set = largest_set
         self._order = asyncio.Lock()
 
@@ -109,6 +114,7 @@ class IptablesDriver:
                     return Committed(rejected)
                 except _Refused as refused:
                     rejected |= refused.keys
+                    await self._undo(plan, refused)
                     plan = plan.excluding(refused.keys)
 
     async def quiesce(self) -> None:
@@ -168,11 +174,7 @@ class IptablesDriver:
                 if change:
                     await self._write(plan, family, table, change)
                     jumped.add((family, table))
-            try:
-                await self._add(plan, family, LIVE)
-            except _Refused as refused:
-                await self._undo(plan, refused.keys)
-                raise
+            await self._add(plan, family, LIVE, written=True)
             for name in reversed(SETS):
                 entries = work.delete.get((family, name))
                 if entries:
@@ -180,7 +182,9 @@ class IptablesDriver:
                     for entry, error in failed.items():
                         log.warning("an entry stays", entry=entry, why=str(error))
 
-    async def _add(self, plan: IptablesPlan, family: Family, names: Iterable[str]) -> None:
+    async def _add(
+        self, plan: IptablesPlan, family: Family, names: Iterable[str], *, written: bool = False
+    ) -> None:
         refused: dict[Key, DataplaneError] = {}
         for name in names:
             entries = plan.work.add.get((family, name))
@@ -193,12 +197,16 @@ class IptablesDriver:
                     raise error
                 refused |= dict.fromkeys(keys, error)
         if refused:
-            raise _Refused(refused)
+            raise _Refused(refused, written=written)
 
-    async def _undo(self, plan: IptablesPlan, refused: Iterable[Key]) -> None:
-        """Take back what is in the tables already for servers that could not be made live."""
-        for (family, table), change in plan.undoing(refused).work.tables.items():
-            await self._restore(family, table, change)
+    async def _undo(self, plan: IptablesPlan, refused: _Refused) -> None:
+        """Take back what was done for virtual servers that cannot be served after all."""
+        work = plan.undoing(refused.keys).work
+        if refused.written:
+            for (family, table), change in work.tables.items():
+                await self._restore(family, table, change)
+        for (family, name), entries in work.delete.items():
+            await self.sets.delete(set_name(name, family), entries)
 
     async def _write(
         self, plan: IptablesPlan, family: Family, table: str, change: TableWork
@@ -221,7 +229,7 @@ class IptablesDriver:
         is a plan of its own, and what it wrote is right.
         """
         if isinstance(error, RejectedAt) and error.line:
-            line = restore(NAT, change)[error.line - 1]
+            line = next(islice(restore(NAT, change), error.line - 1, None))
             key = line.key or (plan.owner(line.chain) if line.chain else None)
             if key is not None:
                 server = plan.after.servers.get(key)

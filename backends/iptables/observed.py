@@ -26,7 +26,7 @@ _DIGEST = re.compile(r'#([0-9a-f]{8})"? ')
 class Observed(Struct, frozen=True):
     """Chains, jumps and entries that carry our names.
 
-    `jumps` are rules of the host's own chains that lead to ours, as printed, in order. A set that
+    `jumps` are rules of the host's own chains that lead to ours, as printed, sorted. A set that
     is not there is not in `sets`.
     """
 
@@ -65,9 +65,7 @@ def load(text: bytes) -> Observed:
     )
 
 
-def decode(
-    saved: Mapping[Place, str], sets: Mapping[tuple[Family, str], set[str]]
-) -> Observed:
+def decode(saved: Mapping[Place, str], sets: Mapping[tuple[Family, str], set[str]]) -> Observed:
     """Return the state from what iptables-save printed for each table, and the sets there are."""
     chains: dict[Place, dict[str, Seen]] = {}
     jumps: dict[Place, list[tuple[str, str]]] = {}
@@ -88,7 +86,7 @@ def expected(wanted: Program) -> Observed:
             for family, table in places
         },
         {
-            (family, table): [(one.chain, one.rule) for one in JUMPS if one.table == table]
+            (family, table): sorted((one.chain, one.rule) for one in JUMPS if one.table == table)
             for family, table in places
         },
         {(family, name): held.get((family, name), set()) for family in Family for name in SETS},
@@ -119,7 +117,7 @@ def _decode(text: str) -> tuple[dict[str, Seen], list[tuple[str, str]]]:
                 jumps.append((name, rule))
     return (
         {name: Seen(digests.get(name, ""), tuple(held)) for name, held in targets.items()},
-        jumps,
+        sorted(jumps),
     )
 
 

@@ -165,23 +165,26 @@ def without(before: Program, after: Program, rejected: Iterable[Key]) -> Program
     return changed(after, {key: before.servers.get(key) for key in rejected})
 
 
-def restore(table: str, work: TableWork) -> list[Line]:
-    """Return the text that iptables-restore is told for a table, line by line."""
-    made = [Line(f"*{table}")]
+def restore(table: str, work: TableWork) -> Iterator[Line]:
+    """Yield what iptables-restore is told for a table, line by line."""
+    yield Line(f"*{table}")
     # Sorted: iptables-nft 1.8.9 keeps chains in a sorted list, and takes three times as long for
     # 13,000 that come in any order.
     written = sorted(work.write, key=attrgetter("name"))
-    made += [Line(f":{chain.name} - [0:0]", chain.name) for chain in written]
-    made += [Line(f":{name} - [0:0]", name) for name in work.remove]
-    made += [Line(f"-D {chain} {rule}") for chain, rule in work.stray]
     for chain in written:
-        made += [
-            Line(text, chain.name, rule.key)
-            for text, rule in zip(chain.lines, chain.rules, strict=True)
-        ]
-    made += [Line(f"-I {one.chain} 1 {one.rule}") for one in work.jumps]
-    made += [Line(f"-X {name}", name) for name in work.remove]
-    return [*made, Line("COMMIT")]
+        yield Line(f":{chain.name} - [0:0]", chain.name)
+    for name in work.remove:
+        yield Line(f":{name} - [0:0]", name)
+    for name, rule in work.stray:
+        yield Line(f"-D {name} {rule}")
+    for chain in written:
+        for text, one in zip(chain.lines, chain.rules, strict=True):
+            yield Line(text, chain.name, one.key)
+    for jump in work.jumps:
+        yield Line(f"-I {jump.chain} 1 {jump.rule}")
+    for name in work.remove:
+        yield Line(f"-X {name}", name)
+    yield Line("COMMIT")
 
 
 def _text(work: Work) -> Iterator[str]:
@@ -196,9 +199,7 @@ def _text(work: Work) -> Iterator[str]:
                 for table in TABLES:
                     if (family, table) in work.tables:
                         yield f"# ip{'6' if family is Family.IPV6 else ''}tables-restore --noflush"
-                        yield from (
-                            one.text for one in restore(table, work.tables[family, table])
-                        )
+                        yield from (one.text for one in restore(table, work.tables[family, table]))
             for name in SETS:
                 if (name in LIVE) is live:
                     for entry in work.add.get((family, name), ()):
@@ -244,9 +245,7 @@ def _table(seen: Observed, wanted: Program, family: Family, table: str) -> Table
         else:
             missing.remove(found)
     return TableWork(
-        tuple(
-            one for name, one in should.items() if name not in there or there[name] != one.seen
-        ),
+        tuple(one for name, one in should.items() if name not in there or there[name] != one.seen),
         tuple(name for name in there if name not in should),
         tuple(stray),
         tuple(missing),
@@ -294,9 +293,7 @@ def _incremental(before: Program, after: Program, keys: frozenset[Key]) -> Iptab
         )
         for place in sorted(writes.keys() | removes.keys(), key=lambda it: (it[0], it[1] != NAT))
     }
-    return IptablesPlan(
-        before, after, Observed(), keys, Work((), add, delete, tables)
-    )
+    return IptablesPlan(before, after, Observed(), keys, Work((), add, delete, tables))
 
 
 def _own_chains(
@@ -347,5 +344,3 @@ def _constant_chains(
             (had_one,) = balance.groups(server, old)[balance.target(server)]
             if one != had_one:
                 writes.setdefault((server.key.family, NAT), {})[one.name] = one
-
-

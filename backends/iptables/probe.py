@@ -69,9 +69,7 @@ def _why(found: Tools) -> str:
     return "the host's iptables" if same else "the host's rules are in it"
 
 
-async def _feature(
-    tools: Xtables, name: str, rule: str, module: str, needed: bool
-) -> Capability:
+async def _feature(tools: Xtables, name: str, rule: str, module: str, needed: bool) -> Capability:
     # A chain of its own, so that the kernel looks at the rule: nothing leads to it.
     chain = f"{PREFIX}PROBE"
     text = f"*nat\n:{chain} - [0:0]\n-A {chain} {rule.format(host=_HOST[Family.IPV4])}\nCOMMIT\n"

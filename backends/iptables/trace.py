@@ -47,7 +47,7 @@ def trace(program: Program, packet: Packet) -> Sequence[Step]:
     for hook in hooks:
         if walk.hook(FILTER, hook) in (DROPPED, REFUSED):
             return walk.steps
-    if hooks[-1:] != ["INPUT"]:
+    if walk.targets or walk.marked:
         walk.hook(NAT, "POSTROUTING")
     return walk.steps
 
@@ -99,8 +99,10 @@ class Walk:
         """Return what becomes of the packet; an empty text where the chain lets it go on."""
         for number, rule in enumerate(chain.rules):
             self.met += 1
-            if "DNAT --to" in rule.target or "-m statistic" in rule.match or (
-                "-m cluster" in rule.match
+            if (
+                "DNAT --to" in rule.target
+                or "-m statistic" in rule.match
+                or ("-m cluster" in rule.match)
             ):
                 return self._choice(chain, chain.rules[number:])
             if not self._matches(rule.match):
@@ -195,12 +197,12 @@ class Walk:
     def _matches(self, text: str) -> bool:
         rest = text
         while rest:
-            for pattern, holds in _MATCHES:
-                found = pattern.match(rest)
-                if found:
-                    break
-            else:
+            read = next(
+                ((one, holds) for pattern, holds in _MATCHES if (one := pattern.match(rest))), None
+            )
+            if read is None:
                 raise ValueError(f"{rest!r} in {text!r}")
+            found, holds = read
             if not holds(self, found.groups("")):
                 return False
             rest = rest[found.end() :]

@@ -1,35 +1,16 @@
-"""IPVS schedulers: which there are, and which one a virtual server gets.
+"""IPVS schedulers: which one a virtual server gets.
 
-Lives here: the list that settings and annotations are checked against, and the choice. Pure; other
-parts of vipd import it, so it imports no backend. Must not: know how the kernel is told.
+Lives here: the choice, and the flags that go with it. Pure. Must not: know how the kernel is told,
+or which there are (proxy/model.py).
 Source: net/netfilter/ipvs/ip_vs_*.c and include/uapi/linux/ip_vs.h, Linux 6.1; ipvsadm(8).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import NamedTuple
 
 from vipd.proxy.model import Algorithm
 from vipd.proxy.virtualserver import Endpoint
-
-SCHEDULERS: Mapping[str, str] = MappingProxyType(
-    {
-        "rr": "round robin",
-        "wrr": "weighted round robin",
-        "lc": "least connections",
-        "wlc": "weighted least connections",
-        "lblc": "locality-based least connections",
-        "lblcr": "locality-based least connections with replication",
-        "sh": "source hash",
-        "mh": "Maglev hash",
-        "dh": "destination hash",
-        "sed": "shortest expected delay",
-        "nq": "never queue",
-        "fo": "weighted fail-over",
-        "ovf": "weighted overflow",
-    }
-)
-"""Names as the kernel has them, and what they mean; the kernel module is ``ip_vs_`` + name."""
 
 _FALLBACK = 0x08
 _PORT = 0x10

@@ -1,5 +1,6 @@
 """The e2e catalogue of Kubernetes (§10.1, §10.2), as far as one node can show it. Names: S…"""
 
+import shutil
 import socket
 from collections import Counter
 
@@ -24,7 +25,7 @@ from tests.netns.cluster import (
     node,
     service,
 )
-from tests.netns.modes import MODES
+from tests.netns.modes import MODES, Mode
 
 from vipd.bench.lab_topology import STANDARD
 from vipd.bench.pod import HTTP_PORT, TCP_PORT, UDP_PORT
@@ -34,6 +35,13 @@ pytestmark = [pytest.mark.netns, pytest.mark.modes(*MODES)]
 
 CLIENTS = ("client-1", "node", "outside")
 FAMILIES = tuple(Family)
+WRITTEN = {
+    "nftables": ("nft", "list", "table", "ip", "vipd"),
+    "iptables-legacy": ("xtables-legacy-multi", "iptables-save"),
+    "iptables-nft": ("xtables-nft-multi", "iptables-save"),
+    "ipvs": ("ipvsadm", "--save", "--numeric"),
+}
+"""What prints a cluster IP in each mode, and in no other."""
 PORTS = {"TCP": TCP_PORT, "UDP": UDP_PORT}
 
 
@@ -50,6 +58,17 @@ def at(pod: str, family: Family, **more: object) -> Manifest:
 
 def named(name: str, protocol: str, port: int, **more: object) -> Manifest:
     return {"name": name, "protocol": protocol, "port": port, **more}
+
+
+@pytest.mark.essential
+def test_the_node_has_the_dataplane_of_the_mode_and_no_other(cluster: Cluster, mode: Mode) -> None:
+    served = cluster.serve(TCP4, LOCAL)
+    printed = {
+        name: cluster.lab.exec("node", [tool, *arguments]).stdout
+        for name, (command, *arguments) in WRITTEN.items()
+        if (tool := shutil.which(command, path="/usr/sbin:/sbin:/usr/bin:/bin")) is not None
+    }
+    assert {name for name, text in printed.items() if f"{served.address}" in text} == {mode.name}
 
 
 @pytest.mark.essential

@@ -145,6 +145,8 @@ def services(draw: st.DrawFn) -> Service:
         affinity_seconds=draw(st.sampled_from((None, None, 10, 10800))),
         source_ranges=draw(st.lists(st.sampled_from(RANGES), max_size=2).map(tuple)),
         algorithm=draw(st.sampled_from(Algorithm)),
+        scheduler=draw(st.sampled_from(("", "", "", "rr", "wrr", "lc", "sh"))),
+        drain_seconds=draw(st.sampled_from((None, None, 0, 60))),
         weights=draw(
             st.dictionaries(
                 st.sampled_from(["pod-1", "pod-2", "10.244.1.2", "fd00:244:2::2"]),

@@ -1,7 +1,6 @@
 """Every backend does to every packet what the table says, with the same chances, but for the
 differences that it names."""
 
-from collections.abc import Sequence
 from fractions import Fraction
 
 import pytest
@@ -13,7 +12,7 @@ from tests.properties.oracle import Outcome, Shares, addressed, shares
 from tests.properties.statements import Packet
 from tests.properties.worlds import OWN, packets, snapshot_of, winners
 
-from vipd.backends.slots import MAGLEV_SIZES
+from vipd.backends import slots
 from vipd.proxy.events import Event
 from vipd.proxy.model import Algorithm
 from vipd.proxy.resolve import resolve, update
@@ -50,7 +49,7 @@ def test_program_and_table_agree(
         server = addressed(table, packet, OWN)
         allowed = [wanted, *_different(plane, table, packet, server)]
         slot = _slot(plane, server)
-        assert any(_same(got, one, slot) for one in allowed), (packet, server, got, allowed)
+        assert any(_same(got, one, slot) for one in allowed), _told(packet, server, got, wanted)
 
 
 def _same(got: Shares, wanted: Shares, slot: Fraction) -> bool:
@@ -59,21 +58,33 @@ def _same(got: Shares, wanted: Shares, slot: Fraction) -> bool:
     )
 
 
+def _told(packet: Packet, server: VirtualServer | None, got: Shares, wanted: Shares) -> str:
+    def told(shares: Shares) -> str:
+        return ", ".join(
+            f"{one.verdict} {one.target}{' masqueraded' if one.masqueraded else ''} {float(part):.5f}"
+            for one, part in sorted(shares.items())
+        )
+
+    return f"{packet}\n{server}\ngot: {told(got)}\nthe table says: {told(wanted)}"
+
+
 def _slot(plane: Dataplane, server: VirtualServer | None) -> Fraction:
     """Return by how much an endpoint's share may be off: one slot for each of its weight."""
     if server is None:
         return ROUNDING
     heaviest = max((one.weight for one in (*server.cluster, *server.local)), default=1)
+    if plane.mode == "ipvs" and server.scheduler == "sh":
+        return Fraction(heaviest, SOURCE_HASH_SLOTS)
     if server.algorithm is Algorithm.MAGLEV and not plane.differs("iptables-maglev"):
-        return Fraction(heaviest, MAGLEV_SIZES[0])
-    if server.algorithm is Algorithm.SOURCE_HASH and plane.mode == "ipvs":
+        return Fraction(heaviest, slots.MAGLEV_SIZES[0])
+    if plane.mode == "ipvs" and server.algorithm is Algorithm.SOURCE_HASH:
         return Fraction(heaviest, SOURCE_HASH_SLOTS)
     return ROUNDING
 
 
 def _different(
     plane: Dataplane, table: Table, packet: Packet, server: VirtualServer | None
-) -> Sequence[Shares]:
+) -> list[Shares]:
     """Return what else may become of the packet, by the differences that the mode names."""
     passes, refused = ({Outcome(one): Fraction(1)} for one in ("pass", "reject"))
     addresses = {key.address for key in winners(table)} - {None}
@@ -84,12 +95,16 @@ def _different(
             foreign = plane.differs("unknown-ports-are-refused") and packet.destination not in OWN
             return [refused] if foreign else []
         return [passes] if plane.differs("unallocated-addresses-pass") else []
+    others: list[Shares] = []
     if server.use is Use.LOCAL_FROM_OUTSIDE and plane.differs("local-list-for-all"):
-        return _from_local_list(table, packet, server)
-    return []
+        others = _from_local_list(table, packet, server)
+    if plane.mode == "ipvs" and server.scheduler in ("rr", "lc"):  # they know no weights
+        wanted = [shares(table, packet, OWN), *others]
+        others += [{each: Fraction(1, len(one)) for each in one} for one in wanted]
+    return others
 
 
-def _from_local_list(table: Table, packet: Packet, server: VirtualServer) -> Sequence[Shares]:
+def _from_local_list(table: Table, packet: Packet, server: VirtualServer) -> list[Shares]:
     """Return what the mode does where it cannot tell sources apart: local endpoints, if any."""
     if not server.local:
         return []

@@ -5,11 +5,10 @@ xtables_rules.py, sets are in ipsets.py. Written from iptables-restore(8) and th
 the backends.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import takewhile
 
 from tests.properties.chance import Chance, every
 from tests.properties.ipsets import IpSets
@@ -91,17 +90,12 @@ class Xtables:
 
     def run(self, text: str, *, checked: bool = True) -> None:
         """Do a plan: commands of ipset, and restores, each with its tool's name in a comment."""
-        lines = iter(text.splitlines())
-        family = None
-        for line in lines:
-            if line in _TOOLS:
-                family = _TOOLS[line]
-            elif line.startswith("*"):
-                assert family is not None, "no tool said"
-                block = [line, *takewhile(lambda one: one != "COMMIT", lines), "COMMIT"]
-                self.restore(family, "\n".join(block), checked=checked)
+        for family, block in blocks(text):
+            if family is not None:
+                self.restore(family, block, checked=checked)
             else:
-                self.sets.run(line)
+                for line in block.splitlines():
+                    self.sets.run(line)
 
     def command(self, family: Family, arguments: str) -> None:
         """Do one ``iptables`` command, from ``-t TABLE`` on."""
@@ -231,11 +225,12 @@ class Xtables:
 
     def _walk(self, place: tuple[Family, str], chain: str, flight: Flight) -> str | None:
         """Return the verdict of a chain, or None at its end and where it returns."""
-        for text in self.tables[place][chain].rules:
+        for number, text in enumerate(self.tables[place][chain].rules):
             flight.met += 1
             rule = self._rule(place, chain, text)
             if not all(match(flight) for match in rule.matches):
                 continue
+            flight.path.append((place[1], chain, number))
             verdict = rule.target(flight)
             if rule.jump:
                 verdict = self._walk(place, rule.target_name, flight)
@@ -246,6 +241,26 @@ class Xtables:
             if verdict is not None:
                 return verdict
         return None
+
+
+def blocks(text: str) -> Iterator[tuple[Family | None, str]]:
+    """Yield what of a plan is told to one run of a tool: a family's restore, or ipset (None)."""
+    family: Family | None = None
+    block: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if line.startswith("#"):
+            if block:
+                yield None, "".join(block)
+            family, block = _TOOLS[line.strip()], []
+            continue
+        block.append(line if line.endswith("\n") else f"{line}\n")
+        if line.strip() == "COMMIT":
+            if family is None:
+                raise Refused("no tool said")
+            yield family, "".join(block)
+            family, block = None, []
+    if block:
+        yield None, "".join(block)
 
 
 class _Copied(dict[str, Chain]):
@@ -280,6 +295,8 @@ class Way:
     probability: Fraction
     met: int
     """Rules met."""
+    path: tuple[tuple[str, str, int], ...]
+    """Table, chain and number of each rule that held."""
     mark: int
     connection_mark: int
     memory: Memory
@@ -295,7 +312,7 @@ def ways(
         return _outcome(_travel(kernel, flight), flight), flight
 
     return [
-        Way(outcome, probability, one.met, one.mark, one.connection_mark, one.memory)
+        Way(outcome, probability, one.met, tuple(one.path), one.mark, one.connection_mark, one.memory)
         for (outcome, one), probability in every(run)
     ]
 
@@ -344,4 +361,4 @@ def state(kernel: Xtables) -> object:
     return rules, kernel.sets.by_name
 
 
-__all__ = ["NoSuchRule", "Refused", "Way", "Xtables", "arrive_again", "state", "ways"]
+__all__ = ["NoSuchRule", "Refused", "Way", "Xtables", "arrive_again", "blocks", "state", "ways"]

@@ -47,6 +47,8 @@ class Flight:
     masqueraded: bool = False
     met: int = 0
     """Rules met so far."""
+    path: list[tuple[str, str, int]] = field(default_factory=list)
+    """Table, chain and number of each rule that held, in order."""
     hashed: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -232,7 +232,7 @@ COMMIT
 :KUBE-SVC-ABCDEFGHABCDEFGH - [0:0]
 :VIPD-SERVICES - [0:0]
 -A INPUT -j KUBE-FIREWALL
--A INPUT -m comment --comment "not a jump: -j KUBE-SERVICES, \\"-j KUBE-NODEPORTS\\"" -j ACCEPT
+-A INPUT -m comment --comment "not a jump: -j KUBE-SERVICES and \\"-j KUBE-NODEPORTS\\"" -j ACCEPT
 -A FORWARD -m comment --comment "kube-router netpol" -j KUBE-ROUTER-FORWARD
 -A FORWARD -m conntrack --ctstate NEW -j VIPD-SERVICES
 -A FORWARD -j DOCKER-USER

@@ -60,14 +60,18 @@ class World:
         self.cut += departed
         return 3 * len(departed)
 
-    def tell(self, events: list[Event]) -> tuple[Table, Changes]:
+    def tell(self, events: list[Event], *, committed: bool = True) -> tuple[Table, Changes]:
         before = self.table
         self.snapshot, touched = fold(self.snapshot, events)
         self.table, changes = update(before, self.snapshot, SETTINGS, touched)
         self.departures.note(before, changes)
+        if committed:
+            self.departures.committed(changes.virtual_servers.keys())
         return before, changes
 
-    def endpoints(self, *endpoints: str, annotations: str = "") -> tuple[Table, Changes]:
+    def endpoints(
+        self, *endpoints: str, annotations: str = "", committed: bool = True
+    ) -> tuple[Table, Changes]:
         """Let the service have these; ``address unready`` and ``address terminating`` too."""
         texts = []
         for one in endpoints:
@@ -79,7 +83,8 @@ class World:
             }[state]
             texts.append(f"{{addresses: [{address}], conditions: {{{conditions}}}}}")
         self.file.write_text(SERVICE.format(annotations=annotations, endpoints=", ".join(texts)))
-        return self.tell([one for one in load([str(self.file)]) if isinstance(one, Applied)])
+        applied: list[Event] = [one for one in load([str(self.file)]) if isinstance(one, Applied)]
+        return self.tell(applied, committed=committed)
 
     async def later(self, seconds: float) -> list[str]:
         """Let time pass, and return whose flows were ended."""
@@ -97,14 +102,34 @@ def world(tmp_path: Path) -> World:
 BOTH = [f"{UDP} {TWO}:5300", f"{TCP} {TWO}:8080"]
 
 
-async def test_flows_of_an_endpoint_that_is_gone_end_at_the_deadline(world: World) -> None:
+async def test_tcp_flows_of_an_endpoint_that_is_gone_end_at_the_deadline(world: World) -> None:
     world.endpoints(ONE, TWO)
     world.endpoints(ONE)
     assert world.departures.pending == 2
-    assert await world.later(59.0) == []
-    assert await world.later(1.0) == BOTH
+    assert await world.later(module.UDP_GRACE_SECONDS) == BOTH[:1]
+    assert await world.later(58.0) == []
+    assert await world.later(1.0) == BOTH[1:]
     assert (world.departures.pending, world.departures.flows_cut) == (0, 6)
     assert await world.later(1000.0) == []
+
+
+async def test_udp_flows_to_an_endpoint_that_is_gone_end_at_once_once_it_is(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE, f"{TWO} terminating")
+    assert await world.later(10.0) == []
+    assert not world.endpoints(ONE)[1]  # the table is the same as before
+    assert await world.later(module.UDP_LOOK_SECONDS) == BOTH[:1]
+
+
+async def test_nothing_ends_before_the_commit(world: World) -> None:
+    annotation = 'vipd/drain-seconds: "0"'
+    world.endpoints(ONE, TWO, annotations=annotation)
+    world.endpoints(ONE, annotations=annotation, committed=False)
+    assert await world.later(100.0) == []
+    world.departures.committed([TCP])
+    assert await world.later(0.0) == BOTH[1:]
+    world.departures.committed([TCP, UDP])
+    assert await world.later(module.UDP_GRACE_SECONDS) == BOTH[:1]
 
 
 async def test_a_terminating_endpoint_has_the_same_deadline(world: World) -> None:
@@ -130,10 +155,26 @@ async def test_one_that_comes_back_keeps_its_flows(world: World) -> None:
     assert world.departures.pending == 0
 
 
+async def test_one_that_leaves_again_has_the_whole_time_again(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE, f"{TWO} terminating")
+    assert await world.later(50.0) == []
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE, f"{TWO} terminating")
+    assert await world.later(50.0) == []
+    assert await world.later(10.0) == BOTH
+
+
+async def test_the_last_one_stays_while_it_terminates(world: World) -> None:
+    world.endpoints(ONE)
+    world.endpoints(f"{ONE} terminating")
+    assert world.departures.pending == 0
+
+
 async def test_the_service_may_say_how_long(world: World) -> None:
     annotation = 'vipd/drain-seconds: "5"'
     world.endpoints(ONE, TWO, annotations=annotation)
-    world.endpoints(ONE, annotations=annotation)
+    world.endpoints(ONE, f"{TWO} terminating", annotations=annotation)
     assert await world.later(4.0) == []
     assert await world.later(1.0) == BOTH
 
@@ -141,8 +182,8 @@ async def test_the_service_may_say_how_long(world: World) -> None:
 async def test_no_time_at_all_is_allowed(world: World) -> None:
     annotation = 'vipd/drain-seconds: "0"'
     world.endpoints(ONE, TWO, annotations=annotation)
-    world.endpoints(ONE, annotations=annotation)
-    assert await world.later(0.0) == BOTH
+    world.endpoints(ONE, f"{TWO} terminating", annotations=annotation)
+    assert await world.later(module.UDP_GRACE_SECONDS) == BOTH
 
 
 async def test_a_deleted_service_cuts_nobody_off(world: World) -> None:
@@ -151,12 +192,15 @@ async def test_a_deleted_service_cuts_nobody_off(world: World) -> None:
     assert world.departures.pending == 0
 
 
-async def test_what_cannot_be_cut_goes_on(world: World) -> None:
+async def test_what_cannot_be_cut_is_tried_again(world: World) -> None:
     world.endpoints(ONE, TWO)
     world.endpoints(ONE)
     world.fails = True
     assert await world.later(60.0) == []
-    assert world.departures.flows_cut == 0
+    assert (world.departures.pending, world.departures.flows_cut) == (2, 0)
+    world.fails = False
+    assert await world.later(module.LATE_LOOK_SECONDS) == BOTH
+    assert world.departures.pending == 0
 
 
 async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +230,7 @@ async def test_the_task_wakes_for_what_is_due(running: World) -> None:
     running.endpoints(ONE, TWO, annotations=annotation)
     await asyncio.sleep(0)
     running.endpoints(ONE, annotations=annotation)
-    await until(lambda: len(running.cut) == 2)
+    await until(lambda: len(running.cut) == 1)
 
 
 async def until(holds: Callable[[], object]) -> None:

@@ -11,7 +11,7 @@ from vipd.backends.ipvs.departing import Departing
 from vipd.backends.ipvs.objects import ADD, DELETE, SET, Destination, Operation, Route, Service
 from vipd.backends.ipvs.observed import Observed
 from vipd.backends.ipvs.plan import IpvsPlan, expected, plan
-from vipd.backends.ipvs.schedulers import SCHEDULERS, choose
+from vipd.backends.ipvs.schedulers import choose
 from vipd.backends.ipvs.work import (
     Work,
     brings_destination,
@@ -21,7 +21,7 @@ from vipd.backends.ipvs.work import (
 )
 from vipd.backends.protocol import Packet
 from vipd.proxy.errors import Rejected
-from vipd.proxy.model import Algorithm
+from vipd.proxy.model import SCHEDULERS, Algorithm
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
 from vipd.proxy.virtualserver import (
     Changes,

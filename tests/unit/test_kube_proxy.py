@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from vipd.backends import kube_proxy
 print(msgspec.json.encode(asyncio.run(kube_proxy.remove(dry_run=sys.argv[1] == "dry"))).decode())
 """
 VARIANTS = ("legacy", "nft")
+COUNTERS = re.compile(r" \[\d+:\d+\]$")
 
 
 class Node:
@@ -58,13 +60,16 @@ class Node:
     def restore(self, variant: str, family: Family, text: str) -> None:
         self.run(f"{FAMILIES[family]}tables-{variant}-restore", "--noflush", text=text)
 
-    def remove(self, *, dry_run: bool = False) -> tuple[list[str], list[str]]:
-        printed = self.run(sys.executable, "-c", PROGRAM, "dry" if dry_run else "really")
+    def remove(self, *, dry_run: bool = False, tools: str = "") -> tuple[list[str], list[str]]:
+        """Return what is removed and what stays; `tools` is a directory to look in first."""
+        path = f"PATH={tools}:{os.environ['PATH']}"
+        way = "dry" if dry_run else "really"
+        printed = self.run("env", path, sys.executable, "-c", PROGRAM, way)
         outcome = json.loads(printed)
         return outcome["removed"], outcome["failed"]
 
     def state(self) -> dict[str, str]:
-        """Return everything that there is, as the tools print it."""
+        """Return everything that there is, as the tools print it; counters of policies left out."""
         saves = [f"{word}tables-{one}-save" for word in FAMILIES.values() for one in VARIANTS]
         listings = [*([one] for one in saves), ["ipset", "save"], ["ip", "-d", "address"]]
         if shutil.which("ipvsadm") and has_ipvs():
@@ -76,7 +81,9 @@ class Node:
             if table.split(" ")[2] not in ("filter", "nat", "mangle")  # iptables-nft's
         )
         return {
-            name: "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+            name: "\n".join(
+                COUNTERS.sub("", line) for line in text.splitlines() if not line.startswith("#")
+            )
             for name, text in found.items()
         }
 
@@ -190,6 +197,27 @@ class TestOfIptables:
         assert sum(one.startswith("ipset ") for one in removed) == len(SETS) - 1
         assert node.run("ipset", "list", "-name").split() == ["KUBE-CLUSTER-IP"]
 
+    def test_a_table_that_is_refused_stays_and_the_rest_goes(
+        self, node: Node, variant: str, tmp_path: Path
+    ) -> None:
+        name = f"ip6tables-{variant}-restore"
+        broken = tmp_path / name
+        broken.write_text(
+            "#!/bin/bash\ntext=$(cat)\n"
+            '[[ $text == "*nat"* ]] && { echo "some reason" >&2; exit 1; }\n'
+            f'exec {shutil.which(name)} "$@" <<< "$text"\n'
+        )
+        broken.chmod(0o755)
+        for family in Family:
+            node.restore(variant, family, iptables_mode(family))
+        removed, failed = node.remove(tools=str(tmp_path))
+        assert [one.split(":")[0] for one in failed] == [f"ip6tables-{variant} nat"]
+        assert "some reason" in failed[0]
+        assert f"ip6tables-{variant} filter chain KUBE-SERVICES" in removed
+        assert f"ip6tables-{variant} nat chain KUBE-SERVICES" not in removed
+        assert "KUBE" not in node.run(f"iptables-{variant}-save")
+        assert "KUBE-SERVICES" in node.run(f"ip6tables-{variant}-save", "-t", "nat")
+
 
 class TestOfTheRest:
     pytestmark = kernel
@@ -272,7 +300,7 @@ def test_names_of_sets_are_cut_as_kube_proxy_cuts_them() -> None:
 def test_a_rule_that_only_speaks_of_a_chain_is_no_jump() -> None:
     saved = (
         "*nat\n:INPUT ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n"
-        '-A INPUT -m comment --comment "say \\"go\\" -j KUBE-SERVICES" -j ACCEPT\n'
+        '-A INPUT -m comment --comment "say \\"go\\" -j KUBE-SERVICES now" -j ACCEPT\n'
         '-A INPUT -m comment --comment "x" -g KUBE-SERVICES\nCOMMIT\n'
     )
     goto = '-A INPUT -m comment --comment "x" -g KUBE-SERVICES'

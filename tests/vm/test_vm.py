@@ -31,7 +31,7 @@ NEED_IPVS = {
 """Files of tests/netns, and what of each needs IPVS and is run here (as for `pytest -k`)."""
 IN_ANY_CASE = {"test_services": "nftables"}
 """What is run here also where the host has IPVS: nftables of another kernel version."""
-LIMITS = machine.Limits(deadline=1200, silence=240)
+LIMITS = machine.Limits(deadline=1800, silence=240)
 
 
 class Outcome(NamedTuple):
@@ -77,7 +77,7 @@ def _read(report: Path) -> Iterator[Outcome]:
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         module = case.get("classname", "").split(".")[2]
         told = next((one for one in case if one.tag in ("failure", "error", "skipped")), None)
-        text = "" if told is None else told.text or told.get("message", "")
+        text = "" if told is None else told.text or told.get("message") or ""
         result = "passed" if told is None else told.tag
         yield Outcome(module, case.get("name", ""), result, text)
 
