@@ -1,11 +1,12 @@
-"""UDP flows that began before their virtual server was served, and would never reach it.
+"""Flows that began before their virtual server was served, and would never reach it.
 
 Lives here: which virtual servers were switched on, and when to forget such flows. Must not: touch
 connection tracking itself.
 
 The kernel decides about translation once, at the first packet of a flow. A client that went on
 sending from one port while a service had no endpoint keeps an entry without a translation, and
-every further packet renews it (kubernetes/kubernetes#48370, #114668). Only entries without a reply
+every further packet renews it, as do the retransmissions of a SYN (kubernetes/kubernetes#48370,
+#48719, #114668). Only entries without a reply
 are forgotten: a flow that works is nobody's to end.
 """
 
@@ -15,7 +16,6 @@ from collections.abc import Awaitable, Callable, Collection
 import structlog
 
 from vipd.proxy.errors import DataplaneError
-from vipd.proxy.names import Protocol
 from vipd.proxy.virtualserver import Changes, Key, Table, VirtualServer
 
 Forget = Callable[[Collection[Key]], Awaitable[int]]
@@ -25,10 +25,10 @@ log = structlog.get_logger()
 
 
 def switched_on(before: Table, changes: Changes) -> set[Key]:
-    """Return the UDP virtual servers that have endpoints now and had none, or were not there."""
+    """Return the virtual servers that have endpoints now and had none, or were not there."""
     on = set()
     for key, server in changes.virtual_servers.items():
-        if key.protocol is not Protocol.UDP or server is None or not _serves(server):
+        if server is None or not _serves(server):
             continue
         claims = before.claims.get(key)
         if not claims or not _serves(claims[0]):
@@ -50,8 +50,9 @@ class Unreplied:
         self.forgotten = 0
         self._forget = forget
         self._on: set[Key] = set()
+        self._due: set[Key] = set()
         self._first = True
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
 
     def note(self, before: Table, changes: Changes) -> None:
         """Remember what the changes switch on."""
@@ -59,29 +60,28 @@ class Unreplied:
 
     def committed(self, keys: Collection[Key]) -> None:
         """Say that these are programmed. The first time, nobody knows what was served before."""
-        if self._first:
-            self._first = False
-            due = {key for key in keys if key.protocol is Protocol.UDP}
-        else:
-            due = self._on.intersection(keys)
+        due = set(keys) if self._first else self._on.intersection(keys)
+        self._first = False
         self._on -= due
-        if due:
-            task = asyncio.ensure_future(self._go(due))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._due |= due
+        if self._due and (self._task is None or self._task.done()):
+            self._task = asyncio.ensure_future(self._go())
 
-    async def _go(self, due: set[Key]) -> None:
-        try:
-            count = await self._forget(due)
-        except DataplaneError as error:
-            log.warning("old UDP flows are not forgotten", why=str(error))
-            return
-        self.forgotten += count
-        if count:
-            log.info("unreplied UDP flows forgotten", flows=count, virtual_servers=len(due))
+    async def _go(self) -> None:
+        """Forget, one look at the table at a time; what is committed meanwhile has to wait."""
+        while self._due:
+            due, self._due = self._due, set()
+            try:
+                count = await self._forget(due)
+            except DataplaneError as error:
+                log.warning("old flows are not forgotten", why=str(error))
+                continue
+            self.forgotten += count
+            if count:
+                log.info("unreplied flows forgotten", flows=count, virtual_servers=len(due))
 
     async def stop(self) -> None:
         """Cancel what is under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)

@@ -1,6 +1,5 @@
 """`vipd mode`: show the mode, or switch to another one while traffic flows."""
 
-import re
 import sys
 import time
 
@@ -10,8 +9,6 @@ from vipd.proxy.cli.options import json_option, socket_option
 from vipd.proxy.cli.output import print_json
 
 POLL_SECONDS = 0.1
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 
 class Duration(click.ParamType[float]):
@@ -23,12 +20,14 @@ class Duration(click.ParamType[float]):
         self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Return seconds."""
+        from vipd.proxy.durations import parse_duration
+
         if isinstance(value, float):
             return value
-        found = list(_DURATION.finditer(value))
-        if not found or "".join(one.group() for one in found) != value:
-            self.fail(f"{value!r} is no time such as 90s, 5m or 1h30m", param, ctx)
-        return sum(float(one[1]) * _SECONDS[one[2]] for one in found)
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command()

@@ -158,11 +158,11 @@ class TestRender:
         nobody = pwd.getpwnam("nobody")
         # -E … PATH: nothing of this user's is needed, nor any tool.
         program = (
-            "import os, sys\n"
+            "import difflib, os, sys\n"  # click imports difflib lazily, and nobody may not read it
             "from vipd.proxy.cli.main import main\n"
             f"import vipd.proxy.cli.offline, vipd.backends.registry, vipd.proxy.config\n"
             "import vipd.proxy.sources.manifests, vipd.proxy.resolve, vipd.proxy.views\n"
-            "import vipd.proxy.control, vipd.backends.nftables.backend\n"
+            "import vipd.proxy.control, vipd.backends.nftables.backend, vipd.backends.nftables.driver\n"
             f"os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
             "sys.argv = ['vipd', 'render', '-f', '-']\n"
             "main()\n"

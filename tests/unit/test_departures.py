@@ -239,7 +239,7 @@ async def until(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
-# UDP flows from before
+# Flows from before
 
 
 class Forgotten:
@@ -248,41 +248,60 @@ class Forgotten:
     def __init__(self) -> None:
         self.keys: list[set[Key]] = []
         self.unreplied = Unreplied(self._forget)
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def _forget(self, keys: Collection[Key]) -> int:
         self.keys.append(set(keys))
+        await self.gate.wait()
         return 2
 
 
-def test_udp_that_gets_its_first_endpoint_is_switched_on(world: World) -> None:
+def test_what_gets_its_first_endpoint_is_switched_on(world: World) -> None:
     assert switched_on(*world.endpoints()) == set()
-    assert switched_on(*world.endpoints(ONE)) == {UDP}
+    assert switched_on(*world.endpoints(ONE)) == {TCP, UDP}
     assert switched_on(*world.endpoints(ONE, TWO)) == set()
     assert switched_on(*world.endpoints()) == set()
 
 
 def test_a_new_service_with_endpoints_is_switched_on(world: World) -> None:
-    assert switched_on(*world.endpoints(ONE)) == {UDP}
+    assert switched_on(*world.endpoints(ONE)) == {TCP, UDP}
 
 
 async def test_flows_are_forgotten_after_the_commit_and_once(world: World) -> None:
     told = Forgotten()
-    told.unreplied.committed([TCP])  # the first
+    told.unreplied.committed([])  # the first
     told.unreplied.note(*world.endpoints(ONE))
     await settle()
     assert told.keys == []
-    told.unreplied.committed([TCP, UDP])
-    told.unreplied.committed([TCP, UDP])
+    told.unreplied.committed([TCP])
+    told.unreplied.committed([TCP])
     await settle()
-    assert told.keys == [{UDP}]
+    assert told.keys == [{TCP}]
     assert told.unreplied.forgotten == 2
 
 
-async def test_at_the_first_commit_every_udp_service_is_meant() -> None:
+async def test_at_the_first_commit_everything_is_meant() -> None:
     told = Forgotten()
     told.unreplied.committed([TCP, UDP])
     await settle()
-    assert told.keys == [{UDP}]
+    assert told.keys == [{TCP, UDP}]
+
+
+async def test_there_is_one_look_at_a_time(world: World) -> None:
+    told = Forgotten()
+    told.unreplied.committed([])
+    told.unreplied.note(*world.endpoints(ONE))
+    told.gate.clear()
+    told.unreplied.committed([TCP])
+    await settle()
+    told.unreplied.committed([UDP])
+    await settle()
+    assert told.keys == [{TCP}]
+    told.gate.set()
+    await settle()
+    assert told.keys == [{TCP}, {UDP}]
+    await told.unreplied.stop()
 
 
 async def settle() -> None:
