@@ -106,6 +106,11 @@ class Plan(typing.Protocol):
         """Return the whole plan as the dataplane's own tool would be told it."""
 
     @property
+    def due(self) -> bool:
+        """Return whether the kernel is otherwise than wanted now: what only waits to be removed, or
+        is left for later use, does not count."""
+
+    @property
     def size(self) -> int:
         """Return the number of kernel objects that are added or removed."""
 

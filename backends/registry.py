@@ -20,6 +20,8 @@ AUTO = "auto"
 NEED_OWN_ADDRESSES = ("ipvs",)
 """Modes that have to know every address of this node's interfaces."""
 _DEFAULT = DataplaneSettings()
+WITH_SKELETON = ("nftables",)
+"""Modes whose own program holds the skeleton."""
 STATE_DIRECTORY = Path("/run/vipd")
 """Where a dataplane records what it changed outside its own objects, such as sysctls."""
 

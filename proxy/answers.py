@@ -7,9 +7,10 @@ together (views.py, status.py), or change anything but by asking for a switch.
 import asyncio
 import os
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from vipd.proxy import views
 from vipd.proxy.config import Config
@@ -21,6 +22,7 @@ from vipd.proxy.follow import follow
 from vipd.proxy.question import question
 from vipd.proxy.sources.manifests import ManifestSource
 from vipd.proxy.status import Status, SwitchReport, judged
+from vipd.proxy.switch import LONGEST_DRAIN_SECONDS
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
 from vipd.proxy.version import VERSION
@@ -30,7 +32,7 @@ class SwitchRequest(Struct, frozen=True):
     """The argument of the request `switch`; `drain_seconds` None is the configured time."""
 
     mode: str
-    drain_seconds: float | None = None
+    drain_seconds: Annotated[float, Meta(ge=0, le=LONGEST_DRAIN_SECONDS)] | None = None
     force: bool = False
 
 
@@ -44,7 +46,6 @@ class Answers:
         switching: Switching,
         departures: Departures,
         source: ManifestSource,
-        why_mode: str,
         started: float,
     ) -> None:
         self._config = config
@@ -52,10 +53,9 @@ class Answers:
         self._switching = switching
         self._departures = departures
         self._source = source
-        self._why_mode = why_mode
         self._started = started
 
-    def readers(self) -> Mapping[str, Reader]:
+    def requests(self) -> Mapping[str, Reader]:
         """Return the requests by name."""
         return {
             "status": self.status,
@@ -93,11 +93,12 @@ class Answers:
             rejected=tuple(f"{key}: {error}" for key, error in serving.rejected.items()),
             notes=notes,
             passed_over=views.passed_over(self._source.passed_over),
-            why_mode=self._why_mode,
+            why_mode=switching.why,
             switch=switching.report,
+            trouble=(*switching.draining.failures.values(), *filter(None, [switching.trouble()])),
             drains=switching.drains(),
             departed=self._departures.pending,
-            flows_cut=switching.cut_flows + self._departures.flows_cut,
+            flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
         )
         return judged(said)
 
@@ -114,7 +115,6 @@ class Answers:
 
     async def settings(self, _: str = "") -> views.SettingsView:
         """Return the settings that the table and the program are made with."""
-        mode = self._switching.serving.mode
         own = self._sync.snapshot.own_addresses
         mode = self._switching.serving.mode
         return views.settings(mode, self._config.node, own, self._config.dataplane)

@@ -14,22 +14,20 @@ from collections.abc import Collection
 from pathlib import Path
 
 import structlog
-from msgspec import Struct
 
 from vipd.backends.nftables.tool import Nft
-from vipd.backends.protocol import Capabilities
-from vipd.backends.registry import AUTO, MODES, NEED_OWN_ADDRESSES, Backend, backend
+from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
-from vipd.proxy import control, instance
+from vipd.proxy import control, instance, record
 from vipd.proxy.answers import Answers
+from vipd.proxy.choice import begin, choose, require
 from vipd.proxy.config import Config
 from vipd.proxy.departures import Departures
-from vipd.proxy.errors import DataplaneError, Unsupported
+from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
 from vipd.proxy.sources import addresses
 from vipd.proxy.sources.manifests import ManifestSource
-from vipd.proxy.switch import restarted
-from vipd.proxy.switching import RECORD, Switching, read_record
+from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
 from vipd.proxy.unreplied import Unreplied
 from vipd.proxy.version import VERSION
@@ -68,13 +66,6 @@ class FollowedAddresses:
             await asyncio.gather(self._task, return_exceptions=True)
 
 
-class Chosen(Struct, frozen=True):
-    """The mode that a configuration means on this host; `why` is said where it had a choice."""
-
-    mode: str
-    why: str = ""
-
-
 async def run(config: Config, source: ManifestSource) -> None:
     """Serve what the source says until SIGTERM or SIGINT.
 
@@ -94,13 +85,8 @@ async def run(config: Config, source: ManifestSource) -> None:
     def make(mode: str) -> Backend:
         return backend(mode, config.dataplane, inherited, state_directory)
 
-    record = read_record(state_directory / RECORD)
-    chosen = Chosen(config.mode)
-    if config.mode == AUTO and (record is None or record.configured != AUTO):
-        chosen = await choose(config)
-    elif config.mode == AUTO and record is not None:
-        chosen = Chosen(record.state.serving, "as before the restart")
-    state = restarted(record, config.mode, chosen.mode)
+    path = state_directory / record.RECORD
+    start = await begin(config, record.read(path))
 
     async def forget(keys: Collection[Key]) -> int:
         from vipd.backends import conntrack
@@ -124,11 +110,10 @@ async def run(config: Config, source: ManifestSource) -> None:
     own_addresses = FollowedAddresses(sync)
     switching = Switching(
         sync,
-        state,
-        config.mode,
+        start,
+        path,
         make,
         Skeleton(Nft(inherited=inherited)),
-        state_directory / RECORD,
         config.dataplane.drain_seconds,
         on_synced=_synced,
         on_commit=on_commit,
@@ -137,20 +122,25 @@ async def run(config: Config, source: ManifestSource) -> None:
     departures = Departures(
         config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)
     )
-    answers = Answers(config, sync, switching, departures, source, chosen.why, started)
-    server = await control.serve(config.socket, answers.readers())
-    log.info("start", version=VERSION, mode=state.serving, node=config.node.node_name)
-    if chosen.why:
-        log.info("mode chosen", mode=chosen.mode, why=chosen.why)
+    answers = Answers(config, sync, switching, departures, source, started)
+    server = await control.serve(config.socket, answers.requests())
+    log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)
+    if switching.why:
+        log.info("mode chosen", mode=start.state.serving, why=switching.why)
     # Hardly any garbage arises while everything that is read is kept: see _synced. If the first
     # sync does not come, collections have to.
     gc.disable()
     loop.call_later(LONGEST_WITHOUT_COLLECTION_SECONDS, gc.enable)
     needed = [
         asyncio.ensure_future(one)
-        for one in (stop.wait(), _following(sync, source), _serving(switching, config))
+        for one in (
+            stop.wait(),
+            _following(sync, source),
+            _serving(switching, config),
+            departures.run(),
+        )
     ]
-    beside = [asyncio.ensure_future(one) for one in (watchdog_forever(), departures.run())]
+    watching = asyncio.ensure_future(watchdog_forever())
     try:
         await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
         for task in needed:
@@ -158,7 +148,7 @@ async def run(config: Config, source: ManifestSource) -> None:
                 task.result()
     finally:
         notify("STOPPING=1")
-        tasks = [*needed, *beside]
+        tasks = [*needed, watching]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -177,26 +167,6 @@ async def watchdog_forever() -> None:
     await asyncio.Event().wait()
 
 
-async def choose(config: Config) -> Chosen:
-    """Return the mode that the configuration means: the first that works here, where it is auto.
-
-    Raise Unsupported with everything that is missing where there is none.
-    """
-    if config.mode != AUTO:
-        await _require(backend(config.mode, config.dataplane))
-        return Chosen(config.mode)
-    failures = []
-    for mode in MODES:
-        try:
-            await _require(backend(mode, config.dataplane))
-        except Unsupported as error:
-            failures.append(str(error))
-        else:
-            why = "; ".join(failures) or f"everything that {mode} needs is here"
-            return Chosen(mode, why)
-    raise Unsupported("no mode works here", "; ".join(failures))
-
-
 async def _following(sync: Sync, source: ManifestSource) -> None:
     """Follow the source; once it has ended, keep serving what it said."""
     await sync.run(source.events())
@@ -208,24 +178,8 @@ async def _serving(switching: Switching, config: Config) -> None:
         await switching.run()
     except Unsupported:
         # Say everything that is missing, not only what failed first.
-        await _require(backend(switching.state.serving, config.dataplane))
+        await require(backend(switching.state.serving, config.dataplane))
         raise
-
-
-async def _require(dataplane: Backend) -> None:
-    """Raise Unsupported where the mode cannot work here, with all that is missing."""
-    mode = dataplane.compiler.mode
-    try:
-        capabilities = await dataplane.driver.probe()
-    except DataplaneError as error:
-        capabilities = Capabilities(mode, ())
-        raise Unsupported(f"mode {mode} does not work here", str(error)) from error
-    missing = [one for one in capabilities.found if one.needed and not one.present]
-    if missing:
-        raise Unsupported(
-            f"mode {mode} does not work here",
-            "; ".join(f"no {one.name}: {one.remedy or one.detail}" for one in missing),
-        )
 
 
 def _synced() -> None:

@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from vipd.backends.registry import Backend
-from vipd.proxy.errors import DataplaneError, Retry, Unsupported
+from vipd.proxy.errors import DataplaneError, Retry, UnknownResult, Unsupported
 from vipd.proxy.status import LastSync
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, Table, VirtualServer
 
@@ -65,6 +65,8 @@ class Dataplane:
         self._pending_network: NodeNetwork | None = None
         self._arrived = asyncio.Event()
         self._questions: list[asyncio.Future[str]] = []
+        self.given_up = asyncio.Event()
+        """Set while the last commit was refused as a whole, and nothing changes that."""
         self._ending = False
         self._pause = SHORTEST_PAUSE_SECONDS
         self._ghosts: set[Key] = set()
@@ -106,6 +108,9 @@ class Dataplane:
         finally:
             if self._observation is not None:
                 self._observation.cancel()
+            for question in self._questions:
+                if not question.done():
+                    question.set_exception(UnknownResult(f"{self.mode} has stopped"))
 
     async def differences(self) -> str:
         """Observe, and return as text what the kernel has otherwise than was committed.
@@ -119,13 +124,20 @@ class Dataplane:
 
     async def _answer(self) -> None:
         while self._questions:
-            question = self._questions.pop()
+            said, failure = "", None
             try:
                 plan, _ = self.compiler.plan(await self.driver.observe(), self.program)
+                said = str(plan) if plan.due else ""
             except DataplaneError as error:
-                question.set_exception(error)
-            else:
-                question.set_result(str(plan) if plan else "")
+                failure = error
+            questions, self._questions = self._questions, []
+            for question in questions:
+                if question.done():
+                    continue  # nobody waits for it any more
+                if failure is not None:
+                    question.set_exception(failure)
+                else:
+                    question.set_result(said)
 
     async def _wait(self, next_try: float | None) -> None:
         """Wait for a change; after a failure, for the time of the next try.
@@ -206,15 +218,18 @@ class Dataplane:
         plan, program = self.compiler.plan(None, nothing)
         commits = [asyncio.ensure_future(self.driver.commit(plan))]
         objects = plan.size
-        for first in range(0, len(servers), portion):
-            await asyncio.sleep(0)  # what was planned starts before the next is compiled
-            part = {one.key: one for one in servers[first : first + portion]}
-            plan, program = self.compiler.plan_changes(program, Changes(part))
-            commits.append(asyncio.ensure_future(self.driver.commit(plan)))
-            objects += plan.size
-        # All have to end before anything else is done with the kernel, even if one has failed.
+        try:
+            for first in range(0, len(servers), portion):
+                await asyncio.sleep(0)  # what was planned starts before the next is compiled
+                part = {one.key: one for one in servers[first : first + portion]}
+                plan, program = self.compiler.plan_changes(program, Changes(part))
+                commits.append(asyncio.ensure_future(self.driver.commit(plan)))
+                objects += plan.size
+        finally:
+            # All have to end before anything else is done with the kernel, even if one has failed.
+            outcomes = await asyncio.gather(*commits, return_exceptions=True)
         rejected: dict[Key, DataplaneError] = {}
-        for outcome in await asyncio.gather(*commits, return_exceptions=True):
+        for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
             rejected |= outcome.rejected
@@ -235,7 +250,10 @@ class Dataplane:
             self.rejected = {key: why for key, why in self.rejected.items() if key in known}
         self._pause = SHORTEST_PAUSE_SECONDS
         self.failure = ""
-        self._on_commit(done.changed)
+        self.given_up.clear()
+        # Of a key that has changed again meanwhile, the newest is not in the kernel yet.
+        told = [one for one in done.changed if one not in self._pending and one not in rejected]
+        self._on_commit(told)
 
     def _failed(self, error: DataplaneError) -> float | None:
         self.failed_syncs += 1
@@ -243,6 +261,7 @@ class Dataplane:
         log.error("sync failed", mode=self.mode, why=str(error), retry=error.retry.value)
         if error.retry is Retry.NEVER:
             self.failure = str(error)
+            self.given_up.set()
             return None
         if error.retry is Retry.AFTER_OBSERVE:
             self.program = None

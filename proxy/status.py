@@ -81,6 +81,8 @@ class Status(Struct, frozen=True, kw_only=True):
     switch: SwitchReport | None = None
     """The last switch of the mode, under way or ended."""
     drains: tuple[DrainView, ...] = ()
+    trouble: tuple[str, ...] = ()
+    """What keeps a dataplane from being brought up, or from being left."""
     departed: int = 0
     """Endpoints that left and may still have flows from before."""
     flows_cut: int = 0
@@ -93,7 +95,13 @@ class Status(Struct, frozen=True, kw_only=True):
 
 def judged(status: Status) -> Status:
     """Return the status with `degraded` filled in."""
-    bad = (status.failure, status.problems, status.conflicts, status.rejected)
+    bad = (
+        status.failure,
+        status.problems,
+        status.conflicts,
+        status.rejected,
+        status.trouble,
+    )
     return structs.replace(status, degraded=not status.synced or any(bad))
 
 

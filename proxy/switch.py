@@ -14,6 +14,10 @@ from enum import StrEnum
 
 from msgspec import Struct, structs
 
+LONGEST_DRAIN_SECONDS = 86400
+MOST_LINES, LONGEST_LINE = 20, 300
+"""Of what went wrong; it is told to people, and kept in the status."""
+
 
 class Step(StrEnum):
     """What a switch that is under way is doing."""
@@ -24,12 +28,14 @@ class Step(StrEnum):
 
 
 class Drain(Struct, frozen=True):
-    """A dataplane that only carries old flows. Times are seconds of the wall clock."""
+    """A dataplane that only carries old flows. Times are seconds since the boot."""
 
     mode: str
     deadline: float
     flows: int | None = None
     """Flows left when they were last counted; None: not counted yet, or not countable."""
+    removing: bool = False
+    """It is to be removed from the kernel now; it stands here until that is done."""
 
 
 class State(Struct, frozen=True):
@@ -84,14 +90,20 @@ class Broken(Struct, frozen=True):
 
 
 class Counted(Struct, frozen=True):
-    """The flows of a draining dataplane were counted."""
+    """The flows of a draining dataplane were counted; None: they could not be."""
 
     mode: str
     flows: int | None
     now: float
 
 
-Event = Asked | Probed | Committed | Verified | Broken | Counted
+class Removed(Struct, frozen=True):
+    """Nothing of a draining dataplane is left in the kernel."""
+
+    mode: str
+
+
+Event = Asked | Probed | Committed | Verified | Broken | Counted | Removed
 
 
 # Actions
@@ -116,16 +128,9 @@ class Verify(Struct, frozen=True):
 
 
 class Retire(Struct, frozen=True):
-    """Stop keeping the mode in step, let it take nothing new, and watch its flows end."""
+    """Stop keeping the mode in step, let it take nothing new, watch its flows end, remove it."""
 
     mode: str
-
-
-class Remove(Struct, frozen=True):
-    """Remove the mode from the kernel; `cut` flows end with it."""
-
-    mode: str
-    cut: int = 0
 
 
 class Say(Struct, frozen=True):
@@ -134,7 +139,7 @@ class Say(Struct, frozen=True):
     failure: str = ""
 
 
-Action = Probe | BringUp | Verify | Retire | Remove | Say
+Action = Probe | BringUp | Verify | Retire | Say
 
 
 def decide(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
@@ -146,22 +151,26 @@ def decide(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
         case Asked():
             return _asked(state, event)
         case Counted():
-            return _counted(state, event)
+            return _counted(state, event), ()
+        case Removed(mode):
+            return structs.replace(state, drains=_without(state.drains, mode)), ()
         case _ if state.target is None:
             return state, ()  # of a switch that has ended meanwhile
-        case Probed():
+        case Probed() if state.step is Step.PROBE:
             return _probed(state, state.target, event)
-        case Committed(rejected):
+        case Committed(rejected) if state.step is Step.OVERLAP:
             if rejected and not state.force:
                 return _undone(state, state.target, _listed("the kernel refused", rejected))
             return structs.replace(state, step=Step.VERIFY), (Verify(state.target),)
-        case Verified(differences, now):
+        case Verified(differences, now) if state.step is Step.VERIFY:
             if differences:
-                why = f"the kernel has not what was committed:\n{differences}"
+                why = f"the kernel has not what was committed:\n{_shortened(differences)}"
                 return _undone(state, state.target, why)
             return _succeeded(state, state.target, now)
-        case Broken(why):
-            return _undone(state, state.target, why)
+        case Broken(why) if state.step is not Step.PROBE:
+            return _undone(state, state.target, _shortened(why))
+        case _:
+            return state, ()
 
 
 def _asked(state: State, event: Asked) -> tuple[State, tuple[Action, ...]]:
@@ -202,22 +211,21 @@ def _succeeded(state: State, target: str, now: float) -> tuple[State, tuple[Acti
 
 def _undone(state: State, target: str, why: str) -> tuple[State, tuple[Action, ...]]:
     """Go back: what was draining before drains on, anything else of the target is removed."""
-    if state.resumed is not None:
-        after = structs.replace(_at_rest(state), drains=(*state.drains, state.resumed))
-        return after, (Retire(target), Say(why))
-    return _at_rest(state), (Remove(target), Say(why))
+    drain = state.resumed or Drain(target, 0.0, removing=True)
+    after = structs.replace(_at_rest(state), drains=(*state.drains, drain))
+    return after, (Retire(target), Say(why))
 
 
-def _counted(state: State, event: Counted) -> tuple[State, tuple[Action, ...]]:
-    drain = next((one for one in state.drains if one.mode == event.mode), None)
-    if drain is None:
-        return state, ()
-    if event.flows == 0 or event.now >= drain.deadline:
-        after = structs.replace(state, drains=_without(state.drains, event.mode))
-        return after, (Remove(event.mode, event.flows or 0),)
-    counted = structs.replace(drain, flows=event.flows)
-    drains = tuple(counted if one.mode == event.mode else one for one in state.drains)
-    return structs.replace(state, drains=drains), ()
+def _counted(state: State, event: Counted) -> State:
+    def after(drain: Drain) -> Drain:
+        if drain.mode != event.mode or drain.removing:
+            return drain
+        flows = drain.flows if event.flows is None else event.flows
+        return structs.replace(
+            drain, flows=flows, removing=event.flows == 0 or event.now >= drain.deadline
+        )
+
+    return structs.replace(state, drains=tuple(map(after, state.drains)))
 
 
 def _at_rest(state: State) -> State:
@@ -233,6 +241,12 @@ def _listed(what: str, things: Sequence[str], most: int = 5) -> str:
     return f"{what}: {'; '.join(things[:most])}{more}"
 
 
+def _shortened(text: str) -> str:
+    lines = text.splitlines()
+    more = f"\n… {len(lines)} lines in all" if len(lines) > MOST_LINES else ""
+    return "\n".join(line[:LONGEST_LINE] for line in lines[:MOST_LINES]) + more
+
+
 # Restart
 
 
@@ -240,10 +254,13 @@ class Record(Struct, frozen=True):
     """What a daemon leaves for the next one. `configured` is the mode its configuration asked for.
 
     A mode that somebody switched to by hand lasts until the configuration asks for another one.
+    `chosen` is what `configured` meant on this host, and `why`.
     """
 
     configured: str
     state: State
+    chosen: str = ""
+    why: str = ""
 
 
 def restarted(record: Record | None, configured: str, chosen: str) -> State:
@@ -267,11 +284,15 @@ def found(
     """Return the state and actions after other modes were found in the kernel at a start.
 
     To be asked once the serving dataplane is complete: until then, the one found may be the only
-    one that carries traffic.
+    one that carries traffic. A deadline of before a boot means nothing; none is later than a day.
     """
     known = {one.mode for one in state.drains}
     new = [Drain(mode, now + drain_seconds) for mode in modes if mode not in known]
-    kept = [one for one in state.drains if one.mode in modes]
+    kept = [
+        structs.replace(one, deadline=min(one.deadline, now + LONGEST_DRAIN_SECONDS))
+        for one in state.drains
+        if one.mode in modes
+    ]
     drains = (*kept, *new)
     after = structs.replace(state, drains=drains)
     return after, tuple(Retire(one.mode) for one in drains)

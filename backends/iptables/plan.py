@@ -89,6 +89,11 @@ class IptablesPlan(Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.work)
 
+    @property
+    def due(self) -> bool:
+        """Return whether the kernel is otherwise than wanted."""
+        return bool(self.work)
+
     def __str__(self) -> str:
         return "\n".join(_text(self.work))
 

@@ -78,6 +78,11 @@ class IpvsPlan(Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.prologue or self.units)
 
+    @property
+    def due(self) -> bool:
+        """Return whether anything is to be done now; what waits for its connections is not."""
+        return bool(self.prologue) or any(unit.now or unit.conflict for unit in self.units)
+
     def __str__(self) -> str:
         lines = [
             f"ipset create {set_name(family, name)} {SETS[name]}"

@@ -76,6 +76,11 @@ class NftPlan(Struct, frozen=True):
         return transaction(self.prologue, ordered) + discard(self.garbage)
 
     @property
+    def due(self) -> bool:
+        """Return whether the kernel is otherwise than wanted; garbage may wait."""
+        return bool(self.prologue or self.units)
+
+    @property
     def size(self) -> int:
         """Return the number of objects that are added or removed."""
         return len(self.prologue) + sum(unit.size for unit in self.units) + len(self.garbage)

@@ -6,7 +6,7 @@ import time
 import click
 
 from vipd.proxy.cli.options import json_option, socket_option
-from vipd.proxy.cli.output import print_json
+from vipd.proxy.cli.output import print_json, printable
 
 POLL_SECONDS = 0.1
 
@@ -21,13 +21,17 @@ class Duration(click.ParamType[float]):
     ) -> float:
         """Return seconds."""
         from vipd.proxy.durations import parse_duration
+        from vipd.proxy.switch import LONGEST_DRAIN_SECONDS
 
         if isinstance(value, float):
             return value
         try:
-            return parse_duration(value)
+            seconds = parse_duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if seconds > LONGEST_DRAIN_SECONDS:
+            self.fail(f"{value!r} is more than a day", param, ctx)
+        return seconds
 
 
 @click.command()
@@ -56,9 +60,11 @@ def mode(
     """
     import msgspec
 
+    from vipd.backends.registry import MODES
     from vipd.proxy.answers import SwitchRequest
     from vipd.proxy.config import DEFAULT_SOCKET
     from vipd.proxy.control import read
+    from vipd.proxy.errors import ConfigError
     from vipd.proxy.status import Status, SwitchReport
 
     path = socket if socket is not None else DEFAULT_SOCKET
@@ -67,8 +73,12 @@ def mode(
         return msgspec.json.decode(read(path, "status"), type=Status)
 
     if name is None:
+        if drain is not None or dry_run or force:
+            raise ConfigError("MODE", "is missing: --drain, --dry-run and --force are for a switch")
         _show(status(), as_json)
         return
+    if name not in MODES:
+        raise ConfigError("MODE", f"{name!r} is no mode; there is: {', '.join(MODES)}")
     argument = msgspec.json.encode(SwitchRequest(name, drain, force)).decode()
     if dry_run:
         document = read(path, "try-switch", argument)
@@ -103,7 +113,8 @@ def mode(
         )
         _show_drains(now)
     if report.failure:
-        click.echo(f"vipd: {report.failure}", err=True)
+        for line in report.failure.splitlines():
+            click.echo(f"vipd: {printable(line)}", err=True)
         click.echo(f"vipd: {before} goes on serving; nothing was changed", err=True)
         sys.exit(1)
 

@@ -70,7 +70,7 @@ def _print_status(told: "object") -> None:
     for heading, lines in (
         ("draining", tuple(drain_lines(told.drains, time.time()))),
         ("note", told.notes),
-        ("failing", (told.failure,) if told.failure else ()),
+        ("failing", (*((told.failure,) if told.failure else ()), *told.trouble)),
         ("not read", told.problems),
         ("conflict", told.conflicts),
         ("rejected", told.rejected),

@@ -27,7 +27,7 @@ def test_it_shows_the_mode_in_use(cluster: Cluster) -> None:
 def test_an_unknown_mode_is_refused_with_those_there_are(cluster: Cluster) -> None:
     for more in ((), ("--dry-run",), ("--force",)):
         code, printed, complaint = mode(cluster, "ebpf", *more)
-        assert (code, printed) == (1, "")
+        assert (code, printed) == (2, "")
         assert "'ebpf' is no mode; there is: nftables, iptables, ipvs" in complaint
 
 

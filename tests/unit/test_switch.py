@@ -17,7 +17,7 @@ from vipd.proxy.switch import (
     Probe,
     Probed,
     Record,
-    Remove,
+    Removed,
     Retire,
     Say,
     State,
@@ -55,7 +55,7 @@ def test_the_old_one_serves_until_the_new_one_is_verified() -> None:
     for events in ([ASKED], [ASKED, FITS], [ASKED, FITS, PROGRAMMED]):
         state, done = follow(AT_REST, *events)
         assert state.serving == N
-        assert not any(isinstance(one, Retire | Remove) for one in done)
+        assert not any(isinstance(one, Retire) for one in done)
 
 
 def test_the_mode_that_serves_is_no_switch() -> None:
@@ -109,10 +109,11 @@ def test_what_cannot_be_served_is_listed_and_can_be_forced() -> None:
 )
 def test_what_goes_wrong_removes_the_new_one_and_keeps_the_old(last: list[Event]) -> None:
     state, done = follow(AT_REST, ASKED, FITS, *last)
-    assert state == AT_REST
-    assert done[-2] == Remove(V)
+    assert state == State(serving=N, drains=(Drain(V, 0.0, removing=True),))
+    assert done[-2] == Retire(V)
     assert isinstance(done[-1], Say)
     assert done[-1].failure
+    assert decide(state, Removed(V)) == (AT_REST, ())
 
 
 def test_what_the_kernel_refuses_can_be_forced() -> None:
@@ -127,14 +128,51 @@ DRAINING = State(serving=N, drains=(Drain(V, 500.0, 3),))
 
 
 def test_a_drain_ends_with_its_last_flow_or_at_the_deadline() -> None:
-    assert decide(DRAINING, Counted(V, 2, 499.0)) == (State(N, drains=(Drain(V, 500.0, 2),)), ())
-    assert decide(DRAINING, Counted(V, 0, 499.0)) == (AT_REST, (Remove(V, 0),))
-    assert decide(DRAINING, Counted(V, 2, 500.0)) == (AT_REST, (Remove(V, 2),))
+    assert counted(2, 499.0) == Drain(V, 500.0, 2)
+    assert counted(0, 499.0) == Drain(V, 500.0, 0, removing=True)
+    assert counted(2, 500.0) == Drain(V, 500.0, 2, removing=True)
+
+
+def counted(flows: int | None, now: float) -> Drain:
+    state, actions = decide(DRAINING, Counted(V, flows, now))
+    assert actions == ()
+    (drain,) = state.drains
+    return drain
+
+
+def test_it_stands_there_until_it_is_removed() -> None:
+    state, _ = follow(DRAINING, Counted(V, 0, 499.0), Counted(V, 3, 499.0))
+    assert state.drains == (Drain(V, 500.0, 0, removing=True),)
+    assert decide(state, Removed(V)) == (AT_REST, ())
 
 
 def test_flows_that_cannot_be_counted_have_until_the_deadline() -> None:
-    assert decide(DRAINING, Counted(V, None, 499.0))[1] == ()
-    assert decide(DRAINING, Counted(V, None, 500.0))[1] == (Remove(V, 0),)
+    assert counted(None, 499.0) == Drain(V, 500.0, 3)
+    assert counted(None, 500.0) == Drain(V, 500.0, 3, removing=True)
+
+
+@pytest.mark.parametrize(
+    "event", [FITS, PROGRAMMED, Verified("", 1.0), Broken("x")], ids=lambda one: type(one).__name__
+)
+def test_an_event_of_another_step_means_nothing(event: Event) -> None:
+    for events in ([], [ASKED], [ASKED, FITS], [ASKED, FITS, PROGRAMMED]):
+        state, _ = follow(AT_REST, *events)
+        expected = {
+            Step.PROBE: Probed,
+            Step.OVERLAP: Committed | Broken,
+            Step.VERIFY: Verified | Broken,
+        }.get(state.step) if state.step else None  # fmt: skip
+        if expected is None or not isinstance(event, expected):
+            assert decide(state, event) == (state, ())
+
+
+def test_what_went_wrong_is_told_in_short() -> None:
+    long = "\n".join("x" * 1000 for _ in range(1000))
+    _, done = follow(AT_REST, ASKED, FITS, PROGRAMMED, Verified(long, 1.0))
+    said = done[-1]
+    assert isinstance(said, Say)
+    assert len(said.failure) < 10_000
+    assert said.failure.endswith("… 1000 lines in all")
 
 
 def test_a_count_that_comes_late_means_nothing() -> None:
@@ -152,7 +190,7 @@ def test_the_way_back_takes_up_what_drains() -> None:
     assert state.drains == ()
     state, done = follow(state, PROGRAMMED, Verified("", 450.0))
     assert state == State(serving=V, drains=(Drain(N, 750.0),))
-    assert Remove(V) not in done
+    assert Retire(V) not in done
 
 
 def test_a_failed_way_back_lets_it_drain_on_to_its_old_deadline() -> None:
@@ -169,6 +207,7 @@ EVENTS = st.one_of(
     st.builds(Verified, st.sampled_from(["", "x"]), st.floats(0, 2000)),
     st.builds(Broken, st.just("x")),
     st.builds(Counted, MODES, st.sampled_from([None, 0, 5]), st.floats(0, 2000)),
+    st.builds(Removed, MODES),
 )
 
 
@@ -186,7 +225,7 @@ def test_whatever_happens_a_mode_stands_at_one_place_and_serving_is_never_remove
         assert len(set(places)) == len(places)
         assert (state.target is None) == (state.step is None)
         for action in actions:
-            if isinstance(action, Retire | Remove):
+            if isinstance(action, Retire):
                 assert action.mode != state.serving
         after = restarted(Record(N, state), N, N)
         assert after.serving not in {one.mode for one in after.drains}
@@ -235,6 +274,12 @@ def test_what_is_found_at_a_start_drains() -> None:
     state, done = found(DRAINING, [I, V], 60.0, now=100.0)
     assert state.drains == (Drain(V, 500.0, 3), Drain(I, 160.0))
     assert done == (Retire(V), Retire(I))
+
+
+def test_a_deadline_of_before_a_boot_is_none() -> None:
+    late = State(serving=N, drains=(Drain(V, 1e9),))
+    state, _ = found(late, [V], 60.0, now=100.0)
+    assert state.drains == (Drain(V, 86500.0),)
 
 
 def test_what_is_not_found_any_more_does_not_drain() -> None:

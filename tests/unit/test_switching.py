@@ -13,6 +13,7 @@ from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Capability, Committed, Departed, Flows
 from vipd.backends.registry import Backend
 from vipd.backends.skeleton import Skeleton
+from vipd.proxy import draining, record
 from vipd.proxy import switching as module
 from vipd.proxy.errors import Busy, ControlError, DataplaneError, Rejected, Unsupported
 from vipd.proxy.events import Event, Synced
@@ -20,7 +21,7 @@ from vipd.proxy.names import Family, Protocol, parse_address
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.sources.manifests import load
 from vipd.proxy.switch import Record, State, Step, restarted
-from vipd.proxy.switching import Switching, read_record
+from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
 from vipd.proxy.virtualserver import Key, VirtualServer
 
@@ -65,8 +66,18 @@ class Driver:
         self.there = False
         self.gate = asyncio.Event()
         self.gate.set()
+        self.teardown_gate = asyncio.Event()
+        self.teardown_gate.set()
+        self.quiesce_failures: list[DataplaneError] = []
+        self.leftover_failures: list[DataplaneError] = []
+        self.teardown_failures: list[DataplaneError] = []
+        self.cut_failure: DataplaneError | None = None
+        self.bug: Exception | None = None
+        self.tearing = False
 
     async def probe(self) -> Capabilities:
+        if self.bug is not None:
+            raise self.bug
         missing = Capability("ip_vs", False, remedy=self.missing)
         return Capabilities(self.mode, (missing,) if self.missing else ())
 
@@ -82,18 +93,28 @@ class Driver:
         return Committed(self.rejected)
 
     async def quiesce(self) -> None:
+        if self.quiesce_failures:
+            raise self.quiesce_failures.pop(0)
         self.note("quiesce")
 
     async def flows(self) -> Flows:
         return Flows({"10.96.0.1:80/TCP": self.left} if self.left else {})
 
     async def cut(self, departed: Sequence[Departed]) -> None:
-        raise NotImplementedError
+        self.note("cut")
+        if self.cut_failure is not None:
+            raise self.cut_failure
 
     async def leftovers(self) -> Sequence[str]:
+        if self.leftover_failures:
+            raise self.leftover_failures.pop(0)
         return ["something"] if self.there else []
 
     async def teardown(self) -> Sequence[str]:
+        self.tearing = True
+        await self.teardown_gate.wait()
+        if self.teardown_failures:
+            raise self.teardown_failures.pop(0)
         self.note("teardown")
         was, self.there = self.there, False
         return ["something"] if was else []
@@ -114,17 +135,17 @@ class Rig:
         self.manifest = directory / "web.yaml"
         self.manifest.write_text(MANIFEST)
         self.task: asyncio.Task[None] | None = None
+        self.skeleton = Skeleton(Nft("/bin/true"))
 
     def start(self, configured: str = "nftables") -> None:
-        state = restarted(read_record(self.record), configured, configured)
+        state = restarted(record.read(self.record), configured, configured)
         self.sync = Sync(NodeSettings(node_name="n"))
         self.switching = Switching(
             self.sync,
-            state,
-            configured,
-            lambda mode: Backend(self.drivers[mode].compiler, self.drivers[mode]),
-            Skeleton(Nft("/bin/true")),
+            Record(configured, state, configured),
             self.record,
+            lambda mode: Backend(self.drivers[mode].compiler, self.drivers[mode]),
+            self.skeleton,
             drain_seconds=300.0,
         )
         for mode in self.drivers:
@@ -181,8 +202,9 @@ class Rig:
 
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(module, "FIRST_COUNT_SECONDS", 0.001)
-    monkeypatch.setattr(module, "LONGEST_COUNT_SECONDS", 0.002)
+    monkeypatch.setattr(draining, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(draining, "LONGEST_PAUSE_SECONDS", 0.002)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.001)
     made = Rig(tmp_path)
     made.start()
     await made.synced()
@@ -214,14 +236,14 @@ async def test_the_old_one_stays_until_its_flows_have_ended(rig: Rig) -> None:
     assert "teardown nftables" not in rig.done
     rig.drivers["nftables"].left = 0
     await rig.until(lambda: "teardown nftables" in rig.done)
-    assert rig.switching.cut_flows == 0
+    assert rig.switching.draining.flows_cut == 0
 
 
 async def test_what_is_left_at_the_deadline_is_cut_and_counted(rig: Rig) -> None:
     rig.drivers["nftables"].left = 2
     await rig.switch("ipvs", drain=0.0)
     await rig.until(lambda: "teardown nftables" in rig.done)
-    assert rig.switching.cut_flows == 2
+    assert rig.switching.draining.flows_cut == 2
 
 
 async def test_what_the_host_lacks_is_named_and_nothing_changed(rig: Rig) -> None:
@@ -243,13 +265,15 @@ async def test_a_service_that_the_kernel_refuses_fails_the_switch(rig: Rig) -> N
     rig.drivers["ipvs"].rejected = {KEY: Rejected("add", "no such scheduler")}
     failure = await rig.switch("ipvs")
     assert "10.96.0.1:80/TCP: add: no such scheduler" in failure
-    assert rig.done == ["commit ipvs", "teardown ipvs"]
+    await rig.until(lambda: not rig.switching.drains())
+    assert rig.done == ["commit ipvs", "quiesce ipvs", "teardown ipvs"]
     assert rig.switching.serving.mode == "nftables"
 
 
 async def test_a_dataplane_that_cannot_be_brought_up_fails_the_switch(rig: Rig) -> None:
     rig.drivers["ipvs"].failures = [Unsupported("ip_vs", "modprobe ip_vs")]
     assert "modprobe ip_vs" in await rig.switch("ipvs")
+    await rig.until(lambda: not rig.switching.drains())
     assert rig.done[-1] == "teardown ipvs"
     assert not any("nftables" in line for line in rig.done)
 
@@ -260,7 +284,8 @@ async def test_what_is_observed_otherwise_fails_the_switch(rig: Rig) -> None:
     rig.drivers["ipvs"].observed = [None, compiler.load(compiler.dump(nothing))]
     failure = await rig.switch("ipvs")
     assert "10.96.0.1 . tcp . 80" in failure
-    assert rig.done == ["commit ipvs", "teardown ipvs"]
+    await rig.until(lambda: not rig.switching.drains())
+    assert rig.done == ["commit ipvs", "quiesce ipvs", "teardown ipvs"]
     assert rig.switching.state == State(serving="nftables")
 
 
@@ -321,7 +346,7 @@ async def test_a_restart_keeps_the_mode_and_the_drain(rig: Rig) -> None:
     rig.start()
     await rig.synced()
     await rig.until(rig.switching.drains)
-    (drain,) = rig.switching.drains()
+    (drain,) = rig.switching.state.drains
     assert rig.switching.serving.mode == "ipvs"
     assert (drain.mode, drain.deadline) == ("nftables", before.deadline)
 
@@ -357,7 +382,7 @@ async def test_another_configured_mode_is_a_switch_at_the_start(rig: Rig) -> Non
 async def test_a_record_that_cannot_be_read_is_none(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "mode.json"
     path.write_bytes(text)
-    assert read_record(path) is None
+    assert record.read(path) is None
 
 
 async def test_a_record_that_cannot_be_written_keeps_nobody_from_serving(rig: Rig) -> None:
@@ -378,3 +403,160 @@ async def test_a_dataplane_that_dies_ends_the_daemon(rig: Rig, tmp_path: Path) -
     assert rig.task is not None
     with pytest.raises(Unsupported, match="install it"):
         await rig.task
+
+
+# What a review found
+
+
+async def test_a_removal_under_way_is_waited_for_by_the_way_back(rig: Rig) -> None:
+    old = rig.drivers["nftables"]
+    old.teardown_gate.clear()
+    await rig.switch("ipvs")
+    await rig.until(lambda: old.tearing)
+    report = rig.switching.ask("nftables", None, force=False)
+    await settle()
+    assert report.ended is None
+    old.teardown_gate.set()
+    await rig.quiet()
+    assert report.failure == ""
+    assert rig.switching.serving.mode == "nftables"
+    assert old.there
+    assert rig.done.index("teardown nftables") < rig.done.index("commit nftables")
+
+
+async def test_a_skeleton_that_cannot_be_made_fails_the_switch_and_no_other(rig: Rig) -> None:
+    class Failing(Skeleton):
+        async def ensure(self) -> bool:
+            raise Busy("no skeleton")
+
+    rig.switching._skeleton = Failing(Nft("/bin/true"))
+    assert "no skeleton" in await rig.switch("ipvs")
+    rig.switching._skeleton = rig.skeleton
+    assert await rig.switch("ipvs") == ""
+
+
+async def test_a_kernel_that_refuses_everything_fails_the_switch(rig: Rig) -> None:
+    rig.drivers["ipvs"].failures = [Rejected("*nat", "held by another program")] * 100
+    assert "held by another program" in await rig.switch("ipvs")
+    rig.drivers["ipvs"].failures = []
+    assert await rig.switch("ipvs") == ""
+
+
+async def test_a_kernel_that_stays_busy_fails_the_switch_in_the_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BRING_UP_SECONDS", 0.1)
+    rig.drivers["ipvs"].failures = [Busy("the lock is taken")] * 100
+    assert "the lock is taken" in await rig.switch("ipvs")
+
+
+async def test_an_observation_that_never_comes_fails_the_switch(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "VERIFY_SECONDS", 0.05)
+    observations = 0
+
+    async def observe() -> Any:
+        nonlocal observations
+        observations += 1
+        if observations > 1:
+            await asyncio.Event().wait()
+
+    rig.drivers["ipvs"].observe = observe  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    assert "not observed within" in await rig.switch("ipvs")
+    assert rig.switching.serving.mode == "nftables"
+
+
+async def test_a_bug_in_a_step_ends_the_daemon(rig: Rig) -> None:
+    rig.drivers["ipvs"].bug = KeyError("x")
+    rig.switching.ask("ipvs", None, force=False)
+    assert rig.task is not None
+    with pytest.raises(KeyError):
+        await rig.task
+
+
+async def test_leftovers_that_cannot_be_listed_are_asked_for_again(rig: Rig) -> None:
+    await rig.crash()
+    rig.drivers["ipvs"].there = True
+    rig.drivers["ipvs"].leftover_failures = [Busy("x"), Busy("y")]
+    rig.start()
+    await rig.synced()
+    await rig.until(lambda: not rig.drivers["ipvs"].there)
+
+
+async def test_a_removal_that_fails_is_tried_again_and_told(rig: Rig) -> None:
+    old = rig.drivers["nftables"]
+    old.teardown_failures = [Busy(f"no {n}") for n in range(50)]
+    await rig.switch("ipvs")
+    await rig.until(lambda: "cannot be removed" in str(rig.switching.draining.failures))
+    assert [one.mode for one in rig.switching.drains()] == ["nftables"]
+    await rig.until(lambda: not rig.switching.drains())
+    assert not old.there
+    assert rig.switching.draining.failures == {}
+
+
+async def test_a_mode_that_cannot_be_quiesced_is_asked_again(rig: Rig) -> None:
+    old = rig.drivers["nftables"]
+    old.left = 1
+    old.quiesce_failures = [Busy("no")] * 3
+    await rig.switch("ipvs")
+    await rig.until(lambda: "quiesce nftables" in rig.done)
+    assert rig.switching.draining.failures == {}
+
+
+async def test_what_the_serving_mode_is_refused_too_is_no_reason(rig: Rig) -> None:
+    rig.switching.serving.rejected[KEY] = Rejected("add", "no")
+    rig.drivers["ipvs"].rejected = {KEY: Rejected("add", "no")}
+    assert await rig.switch("ipvs") == ""
+
+
+async def test_a_switch_waits_for_the_first_sync(rig: Rig) -> None:
+    await rig.crash()
+    rig.drivers["nftables"].gate.clear()
+    rig.start()
+    with pytest.raises(ControlError, match="not in step yet"):
+        rig.switching.ask("ipvs", None, force=False)
+    rig.drivers["nftables"].gate.set()
+
+
+async def test_the_old_one_ends_its_commit_before_it_is_quiesced(rig: Rig) -> None:
+    old = rig.drivers["nftables"]
+    old.gate.clear()
+    rig.manifest.write_text(MANIFEST.replace("10.96.0.1", "10.96.0.2"))
+    rig.sync.take(load([str(rig.manifest)]))
+    await settle()
+    report = rig.switching.ask("ipvs", None, force=False)
+    await rig.until(lambda: rig.switching.serving.mode == "ipvs")
+    await settle()
+    assert "quiesce nftables" not in rig.done
+    old.gate.set()
+    await rig.quiet()
+    assert report.failure == ""
+    await rig.until(lambda: "quiesce nftables" in rig.done)
+    assert rig.done.index("commit nftables") < rig.done.index("quiesce nftables")
+
+
+async def test_departed_endpoints_are_cut_in_every_mode_that_may_have_them(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(departed: Sequence[Departed]) -> int:
+        return 7
+
+    monkeypatch.setattr("vipd.backends.conntrack.cut", cut)
+    rig.drivers["nftables"].left = 1
+    await rig.switch("ipvs")
+    rig.drivers["ipvs"].cut_failure = Busy("no")
+    assert await rig.switching.cut([Departed(KEY, parse_address("10.244.1.21"), 8080)]) == 7
+    assert {"cut nftables", "cut ipvs"} <= set(rig.done)
+
+
+async def test_why_a_mode_serves(rig: Rig) -> None:
+    assert rig.switching.why == ""
+    await rig.switch("ipvs")
+    assert rig.switching.why == "switched to by hand; configured is nftables"
+
+
+async def settle() -> None:
+    for _ in range(30):
+        await asyncio.sleep(0)
