@@ -38,7 +38,7 @@ _NEW, _GET, _DELETE = 0, 1, 2
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
 _NESTED, _TYPE_MASK = 0x8000, 0x3FFF
-_TUPLE_ORIG, _STATUS, _PROTOINFO, _MARK, _ID, _ZONE = 1, 3, 4, 8, 12, 18
+_TUPLE_ORIG, _STATUS, _PROTOINFO, _TIMEOUT, _MARK, _ID, _ZONE = 1, 3, 4, 7, 8, 12, 18
 _MARK_MASK, _FILTER, _STATUS_MASK = 21, 25, 26
 _FILTER_DESTINATION, _FILTER_PROTOCOL, _FILTER_PORT = 1 << 1, 1 << 3, 1 << 5
 _SEEN_REPLY = 1 << 1
@@ -65,6 +65,17 @@ Place = tuple[int, bytes, int, bytes]
 """An address family, address, protocol number and port, as the kernel has them."""
 
 
+class Flow(Struct, frozen=True):
+    """A flow as a person is told of it; `state` is that of TCP (enum tcp_conntrack)."""
+
+    client_port: int
+    answering: str
+    replied: bool
+    state: int | None
+    seconds: int
+    mark: int
+
+
 class Entry(Struct):
     """An entry of the table, as far as it matters here.
 
@@ -87,6 +98,11 @@ async def flows(mark: int, mask: int) -> Flows:
     A TCP connection that has ended (TIME_WAIT, CLOSE) is not live.
     """
     return await _in_thread(_flows, mark, mask)
+
+
+async def entries(source: Address, key: Key) -> Sequence[Flow]:
+    """Return the flows from a source to what was a virtual server's address when they began."""
+    return await _in_thread(_entries, source, _place(key))
 
 
 async def forget_unreplied(keys: Collection[Key], own_addresses: Collection[Address] = ()) -> int:
@@ -139,6 +155,23 @@ def _flows(mark: int, mask: int) -> Flows:
     return Flows({_printed(place): count for place, count in found.items()})
 
 
+def _entries(source: Address, place: Place) -> Sequence[Flow]:
+    found = []
+    for one in _dump(place[0], _shared([place])):
+        told = _TUPLE[place[0]].unpack_from(one.data, one.start + _FIRST)
+        if one.destination != place or told[1] != source.packed:
+            continue
+        at = {kind: at for kind, at, _ in _attributes(one.data, one.start + _FIRST, one.end)}
+        seconds, mark = (
+            _number(one.data[at[kind] + 4 : at[kind] + 8]) if kind in at else 0
+            for kind in (_TIMEOUT, _MARK)
+        )
+        state = one.data[at[_PROTOINFO] + 12] if _PROTOINFO in at and place[2] == 6 else None
+        replied = bool(one.status & _SEEN_REPLY)
+        found.append(Flow(_number(told[4]), _printed(one.answering), replied, state, seconds, mark))
+    return found
+
+
 def _forget_unreplied(places: Collection[Place]) -> int:
     wanted = _attribute(_STATUS, struct.pack(">I", 0))
     wanted += _attribute(_STATUS_MASK, struct.pack(">I", _SEEN_REPLY))
@@ -176,9 +209,11 @@ def _shared(places: Collection[Place]) -> bytes:
         return b""
     flags, told = 0, b""
     address = addresses.pop() if len(addresses) == 1 else b""
-    if address:
+    # Of IPv6 the kernel leaves out the very address that it is told, and yields all others
+    # (`!ipv6_addr_cmp` in ctnetlink_filter_match_tuple(), 5.8 to 6.18).
+    if len(address) == 4:
         flags |= _FILTER_DESTINATION
-        told += _nested(1, _attribute(2 if len(address) == 4 else 4, address))
+        told += _nested(1, _attribute(2, address))
     if len(numbers) == len(ports) == 1:
         flags |= _FILTER_PROTOCOL | _FILTER_PORT
         number = _attribute(1, bytes([numbers.pop()]))
@@ -330,8 +365,11 @@ def _family(address: Address) -> Family:
 
 def _printed(place: Place) -> str:
     family, address, number, port = place
-    number_of_port = struct.unpack(">H", port)[0]
-    return str(Key(_FAMILIES[family], ip_address(address), _PROTOCOLS[number], number_of_port))
+    return str(Key(_FAMILIES[family], ip_address(address), _PROTOCOLS[number], _number(port)))
+
+
+def _number(data: bytes | bytearray) -> int:
+    return int.from_bytes(data, "big")
 
 
 def _netlink() -> socket.socket:

@@ -136,8 +136,15 @@ class Xtables:
             self._variant = (await self.find()).in_use
         return self._variant
 
-    async def save(self, family: Family, table: str, variant: Variant | None = None) -> str:
-        """Return what `iptables-save -t` prints for a table, without counters.
+    async def save(
+        self,
+        family: Family,
+        table: str,
+        variant: Variant | None = None,
+        *,
+        counters: bool = False,
+    ) -> str:
+        """Return what `iptables-save -t` prints for a table; with `counters`, `-c` as well.
 
         A legacy table that nobody has loaded is empty text, and stays unloaded.
         """
@@ -147,7 +154,7 @@ class Xtables:
         path = self._path(kind, family, "-save")
         if path is None:
             raise Unsupported(f"{program(kind, family)}-save is not there", INSTALL)
-        printed, _ = await self._run([path, "-t", table], "")
+        printed, _ = await self._run([path, *(["-c"] if counters else []), "-t", table], "")
         return printed.decode(errors="replace")
 
     async def restore(
@@ -220,9 +227,11 @@ class Xtables:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 printed, complaint = await process.communicate()
         except TimeoutError as error:
-            process.kill()
-            await process.wait()
             raise UnknownResult(f"{name} did not end within {PATIENCE_SECONDS:.0f} s") from error
+        finally:
+            if process.returncode is None:  # out of patience, or cancelled: it must not write on
+                process.kill()
+                await process.wait()
         said = complaint.decode(errors="replace")
         if process.returncode == 0:
             return printed, said

@@ -25,7 +25,7 @@ from vipd.proxy.config import Config
 from vipd.proxy.departures import Departures
 from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
-from vipd.proxy.sources import addresses
+from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.manifests import ManifestSource
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
@@ -36,34 +36,6 @@ from vipd.proxy.virtualserver import Changes, Key, Table
 LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 
 log = structlog.get_logger()
-
-
-class FollowedAddresses:
-    """This node's own addresses, in the table as soon as a mode is used that has to know them."""
-
-    def __init__(self, sync: Sync) -> None:
-        self._sync = sync
-        self._told = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def follow(self, mode: str) -> None:
-        """Return when the table knows what the mode needs; watch for changes from then on."""
-        if mode not in NEED_OWN_ADDRESSES:
-            return
-        if self._task is None:
-            self._task = asyncio.ensure_future(self._go())
-        await self._told.wait()
-
-    async def _go(self) -> None:
-        async for batch in addresses.events():
-            self._sync.take(batch)
-            self._told.set()
-
-    async def stop(self) -> None:
-        """Watch no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
 
 async def run(config: Config, source: ManifestSource) -> None:
@@ -107,7 +79,7 @@ async def run(config: Config, source: ManifestSource) -> None:
         unreplied.committed(keys)
 
     sync = Sync(config.node, on_update)
-    own_addresses = FollowedAddresses(sync)
+    own_addresses = FollowedAddresses(sync.take, NEED_OWN_ADDRESSES)
     switching = Switching(
         sync,
         start,
@@ -117,7 +89,7 @@ async def run(config: Config, source: ManifestSource) -> None:
         config.dataplane.drain_seconds,
         on_synced=_synced,
         on_commit=on_commit,
-        prepare=own_addresses.follow,
+        prepare=own_addresses.known,
     )
     departures = Departures(
         config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)

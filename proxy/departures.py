@@ -24,7 +24,7 @@ import structlog
 from msgspec import Struct
 
 from vipd.backends.protocol import Departed
-from vipd.proxy.errors import DataplaneError
+from vipd.proxy.errors import Busy, DataplaneError
 from vipd.proxy.names import Address, Protocol, ServicePortName
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Changes, Key, Table, VirtualServer
@@ -36,8 +36,13 @@ UDP_LOOK_SECONDS = 5.0
 """How often it is looked at whether a UDP endpoint that left is still there."""
 LATE_LOOK_SECONDS = 60.0
 """The same for every endpoint beyond its deadline, and the pause after a cut that failed."""
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+"""The pause after a cut for which the kernel was busy; it doubles from the first to the longest."""
 MOST_PENDING = 100_000
 """Departures that are remembered; flows of more than that go on until they end."""
+MOST_STALE = 1000
+"""Entries of the queue that mean nothing any more, beyond as many as there are departures."""
 
 Cut = Callable[[Sequence[Departed]], Awaitable[int]]
 """Ends the flows of departed endpoints and returns how many there were."""
@@ -131,9 +136,12 @@ class Departures:
         self._pending: dict[Key, dict[Spot, _Pending]] = {}
         self._size = 0
         self._queue: list[tuple[float, int, Key, Spot]] = []
-        """A heap by `look_at`; the number only keeps keys from being compared."""
+        """A heap by `look_at`; the number only keeps keys from being compared. An entry of one that
+        came back stays until its time comes, or there are too many of them."""
         self._number = itertools.count()
         self._sooner = asyncio.Event()
+        self._pause = FIRST_PAUSE_SECONDS
+        self._overflowed = False
 
     @property
     def pending(self) -> int:
@@ -146,10 +154,14 @@ class Departures:
             if server is not None and key in self._pending:
                 for spot in self._pending[key].keys() & _spots(server):
                     self._drop(key, spot)
+        if self._size <= MOST_PENDING // 2:
+            self._overflowed = False
         now = self._clock()
         for one in departures(before, changes, self._drain_seconds):
             if self._size >= MOST_PENDING:
-                log.warning("too many departures", remembered=MOST_PENDING)
+                if not self._overflowed:
+                    log.warning("too many departures", remembered=MOST_PENDING)
+                self._overflowed = True
                 return
             waiting = self._pending.setdefault(one.departed.key, {})
             spot = (one.departed.address, one.departed.port)
@@ -165,6 +177,8 @@ class Departures:
                     udp = key.protocol is Protocol.UDP
                     self._look(key, spot, one, now + UDP_GRACE_SECONDS if udp else one.deadline)
                     self._sooner.set()
+        if len(self._queue) > 2 * self._size + MOST_STALE:
+            self._rebuild_queue()
 
     async def run(self) -> None:
         """End flows as their deadlines come, until cancelled."""
@@ -187,13 +201,21 @@ class Departures:
             flows = await self._cut(due)
         except DataplaneError as error:
             log.warning("flows of departed endpoints go on for now", why=str(error))
-            later = self._clock() + LATE_LOOK_SECONDS
+            later = self._clock() + self._after(error)
             for departed, one in zip(due, waited, strict=True):
                 self._put_back(departed, one, later)
             return
+        self._pause = FIRST_PAUSE_SECONDS
         self.flows_cut += flows
         if flows:
             log.info("flows of departed endpoints ended", endpoints=len(due), flows=flows)
+
+    def _after(self, error: DataplaneError) -> float:
+        """Return how many seconds after an error the cut is tried again."""
+        if not isinstance(error, Busy):
+            return LATE_LOOK_SECONDS
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        return pause
 
     def _due(self) -> list[Departed]:
         """Return what is to be cut now; what is to be looked at again later waits on."""
@@ -219,6 +241,15 @@ class Departures:
     def _look(self, key: Key, spot: Spot, one: _Pending, at: float) -> None:
         one.look_at = at
         heapq.heappush(self._queue, (at, next(self._number), key, spot))
+
+    def _rebuild_queue(self) -> None:
+        self._queue = [
+            (one.look_at, next(self._number), key, spot)
+            for key, waiting in self._pending.items()
+            for spot, one in waiting.items()
+            if one.look_at is not None
+        ]
+        heapq.heapify(self._queue)
 
     def _put_back(self, departed: Departed, one: _Pending, look_at: float) -> None:
         waiting = self._pending.setdefault(departed.key, {})

@@ -33,7 +33,7 @@ class Draining:
     """Watches each draining dataplane in a task of its own.
 
     `tell` takes an event; `drain` returns what is decided about a mode, None where it does not
-    drain; `spawn` runs a task whose failure ends the daemon.
+    drain; `spawn` runs a task whose failure ends the daemon; `reached` is told each step.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Draining:
         tell: Callable[[Event], None],
         drain: Callable[[str], Drain | None],
         spawn: Callable[..., "asyncio.Task[None]"],
+        reached: Callable[[str], None],
     ) -> None:
         self.flows_cut = 0
         """Flows that drains had to end at their deadline, since the start."""
@@ -51,6 +52,7 @@ class Draining:
         self._tell = tell
         self._drain = drain
         self._spawn = spawn
+        self._reached = reached
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._flows: dict[str, Flows] = {}
@@ -131,6 +133,7 @@ class Draining:
 
     async def _remove(self, drain: Drain) -> bool:
         mode = drain.mode
+        self._reached(f"Remove {mode}")
         try:
             removed = await self._backend(mode).driver.teardown()
         except DataplaneError as error:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from vipd.backends.registry import AUTO, backend
 from vipd.proxy.explain import Explanation, explain
 from vipd.proxy.question import Question, asked, own_addresses
+from vipd.proxy.remembering import remembering
 from vipd.proxy.settings import DataplaneSettings, NodeSettings
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Table
@@ -54,4 +55,6 @@ async def follow(
         return made
     from vipd.backends.live import known
 
-    return replace(made, live=tuple(await known(wanted, program, told.packet)))
+    live = await known(wanted, program, told.packet)
+    made = replace(made, live=live.lines)
+    return made if live.remembered is None else remembering(made, live.remembered)

@@ -77,7 +77,9 @@ class Switching:
         self._clearing: asyncio.Task[None] | None = None
         """Looks for what other modes left, once, at the start."""
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.draining = Draining(self.backend, self._tell, self._drain, self._spawn)
+        self.draining = Draining(
+            self.backend, self._tell, self._drain, self._spawn, lambda step: reached(step)
+        )
         self.serving = Dataplane(self.backend(self.state.serving), self._started, on_commit)
         self._target: Dataplane | None = None
 

@@ -15,11 +15,16 @@ from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 
-from vipd.proxy.errors import DataplaneError
+from vipd.proxy.errors import Busy, DataplaneError
 from vipd.proxy.virtualserver import Changes, Key, Table, VirtualServer
 
 Forget = Callable[[Collection[Key]], Awaitable[int]]
 """Deletes the UNREPLIED entries of these virtual servers and returns how many there were."""
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+"""Before another look where the kernel was busy; the pause doubles from the first to the longest.
+"""
 
 log = structlog.get_logger()
 
@@ -69,13 +74,22 @@ class Unreplied:
 
     async def _go(self) -> None:
         """Forget, one look at the table at a time; what is committed meanwhile has to wait."""
+        pause = FIRST_PAUSE_SECONDS
         while self._due:
             due, self._due = self._due, set()
             try:
                 count = await self._forget(due)
+            except Busy as error:
+                if pause == FIRST_PAUSE_SECONDS:
+                    log.warning("old flows are not forgotten yet", why=str(error))
+                self._due |= due
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                continue
             except DataplaneError as error:
                 log.warning("old flows are not forgotten", why=str(error))
                 continue
+            pause = FIRST_PAUSE_SECONDS
             self.forgotten += count
             if count:
                 log.info("unreplied flows forgotten", flows=count, virtual_servers=len(due))

@@ -36,6 +36,10 @@ def trace(program: Program, packet: Packet) -> Sequence[Step]:
 
     Costs as much as the virtual server that answers, whatever else the program holds.
     """
+    return _walk(program, packet).steps
+
+
+def _walk(program: Program, packet: Packet) -> "Walk":
     walk = Walk(program, packet)
     first = "OUTPUT" if packet.from_node else "PREROUTING"
     walk.hook(NAT, first)
@@ -46,10 +50,15 @@ def trace(program: Program, packet: Packet) -> Sequence[Step]:
         hooks.append("FORWARD")
     for hook in hooks:
         if walk.hook(FILTER, hook) in (DROPPED, REFUSED):
-            return walk.steps
+            return walk
     if walk.targets or walk.marked:
         walk.hook(NAT, "POSTROUTING")
-    return walk.steps
+    return walk
+
+
+def met(program: Program, packet: Packet) -> Sequence[tuple[str, Chain, int]]:
+    """Return the rules of `trace` as (table, chain, place in it); of a choice all that choose."""
+    return _walk(program, packet).found
 
 
 class Walk:
@@ -63,6 +72,7 @@ class Walk:
         self.packet = packet
         self.family = family_of(packet.destination)
         self.steps: list[Step] = []
+        self.found: list[tuple[str, Chain, int]] = []
         self.targets: dict[str, Fraction] = {}
         self.marked = False
         self.masqueraded = False
@@ -107,6 +117,7 @@ class Walk:
                 return self._choice(chain, chain.rules[number:])
             if not self._matches(rule.match):
                 continue
+            self.found.append((table, chain, number))
             word, target = rule.target.split(" ", 1)
             verdict, said = self._target(target)
             self._step(table, chain, rule, said)
@@ -131,6 +142,10 @@ class Walk:
         if remembering:
             said = "a remembered client goes where it was, while that is there; a new one goes on"
             self._step(NAT, chain, remembering[0], said)
+        self.found += [
+            (NAT, chain, number)
+            for number in range(len(chain.rules) - len(rules), len(chain.rules))
+        ]
         self._spread(chain.name, rules, Fraction(1))
         how = next(
             (word for mark, word in _CHOICES if any(mark in one.match for one in rules)),
@@ -155,7 +170,9 @@ class Walk:
                 left -= part
             target = rule.target.rpartition(" ")[2]
             if rule.target.startswith("-g "):
-                self._spread(target, self._tables[NAT][target].rules, part)
+                below = self._tables[NAT][target]
+                self.found += [(NAT, below, number) for number in range(len(below.rules))]
+                self._spread(target, below.rules, part)
             else:
                 self.targets[target] = self.targets.get(target, Fraction(0)) + part
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from vipd.backends.ipvs import messages, netlink
-from vipd.backends.ipvs.messages import Counted, SeenRoute
+from vipd.backends.ipvs.messages import Counted, SeenRoute, Usage
 from vipd.backends.ipvs.objects import (
     ADD,
     DELETE,
@@ -132,6 +132,20 @@ class Kernel:
                     continue
                 found[service] = [messages.seen_destination(one) for one in listed]
         return found
+
+    def usage(self, service: Service) -> tuple[int, list[Usage]] | None:
+        """Return the connections that a service has had, and what its real servers count.
+
+        None where it is not there.
+        """
+        family = self._family_id()
+        with netlink.generic() as socket:
+            try:
+                (told,) = socket.ask(messages.get_service(family, service))
+                listed = socket.ask(messages.get_destinations(family, service))
+            except OutOfStep:
+                return None
+        return messages.total(told), [messages.usage(one) for one in listed]
 
     def everything(self) -> dict[Service, list[Counted]]:
         """Return all services with their real servers."""

@@ -59,6 +59,18 @@ class Counted(NamedTuple):
     """Active and inactive."""
 
 
+class Usage(NamedTuple):
+    """What the kernel counts of a real server."""
+
+    address: Address
+    port: int
+    weight: int
+    total: int
+    """Connections since it was added; the kernel adds them up every 2 s."""
+    active: int
+    inactive: int
+
+
 class SeenRoute(NamedTuple):
     """A route of the table local, as the kernel tells of it."""
 
@@ -193,6 +205,31 @@ def seen_destination(message: bytes) -> Counted:
         number[4],
         number[7] + number[8],
     )
+
+
+def get_service(family_id: int, service: Service) -> bytes:
+    """Return the message that asks for one service."""
+    return _generic(family_id, _GET_SERVICE, _named(service))
+
+
+def total(message: bytes) -> int:
+    """Return the connections of the service of the answer to `get_service`, since it was added."""
+    outer = dict(attributes(message, HEADER.size + _GENERIC.size))
+    return _total(dict(attributes(outer[1], 0)))
+
+
+def usage(message: bytes) -> Usage:
+    """Return what is counted of a destination of the answer to `get_destinations`."""
+    seen = seen_destination(message)
+    outer = dict(attributes(message, HEADER.size + _GENERIC.size))
+    told = dict(attributes(outer[2], 0))
+    active, inactive = (int.from_bytes(told[kind], "little") for kind in (7, 8))
+    return Usage(seen.address, seen.port, seen.weight, _total(told), active, inactive)
+
+
+def _total(told: dict[int, bytes]) -> int:
+    """Return IPVS_STATS_ATTR_CONNS of IPVS_SVC_ATTR_STATS or IPVS_DEST_ATTR_STATS: both are 10."""
+    return int.from_bytes(dict(attributes(told[10], 0))[1], "little")
 
 
 def attributes(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:

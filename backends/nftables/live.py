@@ -8,13 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from vipd.backends.live import Known
 from vipd.backends.nftables.compile import Program
 from vipd.backends.nftables.objects import FAMILY_WORD, TABLE
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.nftables.trace import looked_up
 from vipd.backends.protocol import Packet
 from vipd.proxy.errors import DataplaneError, OutOfStep
-from vipd.proxy.names import family_of
+from vipd.proxy.names import family_of, parse_address
+from vipd.proxy.virtualserver import Endpoint
 
 KEYS_AT_ONCE = 32
 """Elements in one `get element`: nft 1.0.6 dies of signal 11 with 200 (100 are well)."""
@@ -24,7 +26,7 @@ _COUNTED = re.compile(r"(.*?) counter packets ([0-9]+) bytes [0-9]+ : (.*)", re.
 _REMEMBERED = re.compile(r"expires ([0-9]+[dhms])(\S*) : (\S+)")
 
 
-async def counters(program: Program, packet: Packet) -> Sequence[str]:
+async def counters(program: Program, packet: Packet) -> Known:
     """Return what the elements that the packet meets have counted, and where affinity remembers it.
 
     Counts are new connections since the element was made.
@@ -45,11 +47,19 @@ async def counters(program: Program, packet: Packet) -> Sequence[str]:
                 else f"{name} lacks an element that it should have ({', '.join(keys[:3])} …)"
             )
         except DataplaneError as error:
-            return [f"counters are not known: {error}"]
+            return Known((f"counters are not known: {error}",))
     endpoints = _by_last_part([one for found in printed.values() for one in found])
+    remembered = None
     for name, found in printed.items():
-        lines += _remembered(found, endpoints) if _is_memory(name) else _counted(name, found)
-    return lines
+        if not _is_memory(name):
+            lines += _counted(name, found)
+            continue
+        for identity, rest in _remembered(found):
+            to = endpoints.get(identity)
+            where = to or "an endpoint that is gone"
+            lines.append(f"affinity remembers the client: to {where}, for {rest} yet")
+            remembered = _endpoint(to) if to else None
+    return Known(tuple(lines), remembered)
 
 
 async def _get(nft: Nft, where: str, keys: Sequence[str]) -> list[str]:
@@ -74,14 +84,15 @@ def _by_last_part(elements: Sequence[str]) -> dict[str, str]:
     return {one[1].rpartition(" . ")[2]: one[3] for one in matches if one}
 
 
-def _remembered(elements: Sequence[str], endpoints: dict[str, str]) -> Sequence[str]:
+def _remembered(elements: Sequence[str]) -> Sequence[tuple[str, str]]:
+    """Return the endpoint's identity, and how long it is remembered still."""
     matches = (_REMEMBERED.search(one) for one in elements)
-    return [
-        f"affinity remembers the client: to {endpoints.get(one[3], 'an endpoint that is gone')}, "
-        f"for {one[1]}{_to_seconds(one[2])} yet"
-        for one in matches
-        if one
-    ]
+    return [(one[3], f"{one[1]}{_to_seconds(one[2])}") for one in matches if one]
+
+
+def _endpoint(text: str) -> Endpoint:
+    address, _, port = text.partition(" . ")
+    return Endpoint(parse_address(address), int(port))
 
 
 def _to_seconds(rest: str) -> str:

@@ -54,9 +54,11 @@ class Nft:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 printed, complaint = await process.communicate()
         except TimeoutError as error:
-            process.kill()
-            await process.wait()
             raise UnknownResult(f"nft did not end within {PATIENCE_SECONDS:.0f} s") from error
+        finally:
+            if process.returncode is None:  # out of patience, or cancelled: it must not write on
+                process.kill()
+                await process.wait()
         if process.returncode == 0:
             return printed
         operation = " ".join(arguments)

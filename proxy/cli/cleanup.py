@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from vipd.proxy.cli.options import json_option, socket_option
+from vipd.proxy.cli.options import flags, json_option, socket_option
 
 
 @click.command()
@@ -13,17 +13,27 @@ from vipd.proxy.cli.options import json_option, socket_option
 @click.option(
     "--kube-proxy", is_flag=True, help="Remove what kube-proxy left, in any of its modes, too."
 )
+@click.option(
+    "--config", metavar="FILE", help="The daemon's configuration, which may name its socket."
+)
 @socket_option
 @json_option
 def cleanup(
-    mode: str | None, dry_run: bool, kube_proxy: bool, socket: str | None, as_json: bool
+    mode: str | None,
+    dry_run: bool,
+    kube_proxy: bool,
+    config: str | None,
+    socket: str | None,
+    as_json: bool,
 ) -> None:
     """Remove what vipd programmed in this network namespace, and say what it was.
 
     Only objects that vipd owns are touched; what kube-proxy left is listed, and removed only when
-    asked for. Refused while a daemon serves this network namespace.
+    asked for. The daemon's files are looked for beside its control socket. Refused while a daemon
+    serves this network namespace.
     """
     import asyncio
+    import os
 
     import msgspec
 
@@ -31,12 +41,12 @@ def cleanup(
     from vipd.proxy import instance
     from vipd.proxy.cleanup import clean
     from vipd.proxy.cli.output import print_json
-    from vipd.proxy.config import DEFAULT_SOCKET
+    from vipd.proxy.config import load
     from vipd.proxy.errors import ConfigError, InUseError
 
     if mode is not None and mode not in MODES:
         raise ConfigError("--mode", f"{mode!r} is no mode; there is: {', '.join(MODES)}")
-    path = socket if socket is not None else DEFAULT_SOCKET
+    path = load(flags(config=config, socket=socket)).socket
     inherited: tuple[int, ...] = ()
     if not dry_run:
         try:
@@ -52,10 +62,12 @@ def cleanup(
     else:
         for one in done.removed:
             click.echo(f"{'would remove' if dry_run else 'removed'} {one}")
-        if not done.removed and not done.failed:
-            click.echo("nothing of vipd was here")
+        if not (done.removed or done.unknown or done.failed):
+            what = "vipd" if mode is None else f"vipd's mode {mode}"
+            where = f"this network namespace and {os.path.dirname(os.path.abspath(path))}"
+            click.echo(f"nothing of {what} was here (looked in {where})")
         for one in done.left:
             click.echo(f"left {one} (--kube-proxy removes it)")
-    for one in done.failed:
+    for one in (*done.unknown, *done.failed):
         click.echo(f"vipd: {one}", err=True)
     sys.exit(1 if done.failed else 0)

@@ -108,7 +108,7 @@ def ours(lab: Lab) -> list[str]:
 
 _MARKS = {
     "nftables": (r"nft", r"table ip6? vipd \{"),
-    "iptables": (r"ip6?tables-.*", r"VIPD-"),
+    "iptables": (r"ip6?tables-.*", r"VIPD-SVC-"),
     "ipvs": (r"ipvs|route.*", _OURS.pattern),
 }
 """Who prints what there is of a mode, and what that looks like. The skeleton is of none."""

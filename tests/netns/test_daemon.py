@@ -476,16 +476,21 @@ class TestCleanup:
         done = cluster.cli("cleanup", "--socket", cluster.socket)
         assert done.returncode == 0
         said = {line.removeprefix("removed ") for line in done.stdout.splitlines()}
-        assert said == {*(f"table {one}" for one in TABLES), f"socket {cluster.socket}"}
+        record = cluster.daemon.socket.with_name("mode.json")
+        files = {f"file {record}", f"socket {cluster.socket}"}
+        assert said == {*(f"table {one}" for one in TABLES), *files}
         assert cluster.tables() == set()
         assert not cluster.daemon.socket.exists()
         again = cluster.cli("cleanup", "--socket", cluster.socket)
-        assert (again.returncode, again.stdout) == (0, "nothing of vipd was here\n")
+        assert (again.returncode, again.stderr) == (0, "")
+        assert again.stdout.startswith("nothing of vipd was here (looked in ")
 
     def test_json(self, cluster: Cluster) -> None:
         cluster.stop()
         done = cluster.cli("cleanup", "--json", "--socket", cluster.socket)
-        assert set(json.loads(done.stdout)["removed"]) == {f"table {one}" for one in TABLES}
+        record = cluster.daemon.socket.with_name("mode.json")
+        removed = {*(f"table {one}" for one in TABLES), f"file {record}"}
+        assert set(json.loads(done.stdout)["removed"]) == removed
 
 
 class TestRejected:

@@ -1,5 +1,6 @@
 """What `vipd explain` says of the running daemon is what real connections meet."""
 
+import re
 from collections import Counter
 
 import msgspec
@@ -18,6 +19,7 @@ from tests.netns.cluster import (
 
 from vipd.proxy.explain import Explanation, Verdict
 from vipd.proxy.names import Address
+from vipd.proxy.virtualserver import Endpoint
 
 pytestmark = pytest.mark.netns
 
@@ -101,22 +103,58 @@ def test_what_nobody_serves(cluster: Cluster) -> None:
         assert {served.outcome("client-1", to, port)} == promised(told, "client-1")
 
 
-def test_the_kernel_is_asked_for_what_concerns_the_packet(cluster: Cluster) -> None:
-    served = cluster.serve(TCP4, LOCAL, REMOTE, sessionAffinity="ClientIP")
-    other = cluster.serve(TCP4, "web-2")
-    client = str(cluster.lab.node("client-1").ipv4)
-    before = explained(cluster, client, served.address, 80, "--live").live
-    assert f"{client} is not remembered by affinity" in before
+@pytest.mark.modes("nftables", "iptables-legacy", "iptables-nft", "ipvs")
+@pytest.mark.essential
+@pytest.mark.parametrize("flavour", [TCP4, TCP6], ids=str)
+def test_the_kernel_is_asked_for_what_concerns_the_packet(
+    cluster: Cluster, flavour: Flavour
+) -> None:
+    served = cluster.serve(flavour, LOCAL, REMOTE, sessionAffinity="ClientIP")
+    other = cluster.serve(flavour, "web-2")
+    client = str(cluster.lab.node("client-1").address(flavour.family))
+    stranger = explained(cluster, client, served.address, 80, "--live")
+    assert len(stranger.endpoints) == 2
+    unknown = "IPVS has no entry of {}" if cluster.mode == "ipvs" else "{} is not remembered"
+    assert [one for one in stranger.live if one.startswith(unknown.format(client))]
     (pod,) = {served.ask("client-1").pod for _ in range(3)}
-    chosen = f"{cluster.lab.node(pod).ipv4} . {served.flavour.target}"
-    after = explained(cluster, client, served.address, 80, "--live").live
-    assert f"endpoints: {chosen}, 3 new connections" in after
-    assert any(one.startswith(f"affinity remembers the client: to {chosen}, for") for one in after)
-    text = "\n".join(after)
-    assert f"services: {served.address} . tcp . 80 : goto own-" in text
-    assert "flow tcp 6 " in text
-    assert f"src={client} dst={served.address}" in text
-    assert str(other.address) not in text
+    after = explained(cluster, client, served.address, 80, "--live")
+    assert [(one.pod, one.share) for one in after.endpoints] == [(pod, 1.0)]
+    assert [one.why for one in after.left_out] == [
+        f"affinity: {client} is remembered, and goes where it was"
+    ]
+    host = cluster.lab.node(pod).address(flavour.family)
+    to = str(Endpoint(host, flavour.target))
+    for pattern in counted(cluster.mode, served.address, host, flavour.target):
+        assert [one for one in after.live if re.search(pattern, one)], (pattern, after.live)
+    flows = [one for one in after.live if one.startswith("flow, source port ")]
+    assert len(flows) == 3
+    assert all(f": to {to}/TCP, " in one for one in flows)
+    assert not [one for one in after.live if str(other.address) in one]
+
+
+def counted(mode: str, address: Address, host: Address, port: int) -> list[str]:
+    """What three connections to one endpoint leave behind, as patterns."""
+    to = re.escape(str(Endpoint(host, port)))
+    if mode == "nftables":
+        chosen = f"{host} . {port}"
+        return [
+            f"^endpoints: {chosen}, 3 new connections$",
+            f"^affinity remembers the client: to {chosen}, for",
+            f"^services: {address} . tcp . 80 : goto own-",
+        ]
+    if mode == "iptables":
+        return [
+            f"^nat VIPD-SVC-[A-Z2-7]{{16}}: to {to}, 3 new connections$",
+            r"^nat VIPD-SERVICES: -m set --match-set VIPD-SERVED\S* \S+ \S+ \S+, [1-9]",
+            f"^affinity remembers the client: to {to}, for 10[78]\\d\\ds yet$",
+        ]
+    where = re.escape(f"IPVS TCP {Endpoint(address, 80)}")
+    return [
+        rf"^{where}: \d+ connections so far, \d+ active, \d+ inactive$",
+        rf"^{where}, real server {to} of weight 1: \d+ connections so far, ",
+        f"^IPVS entry of affinity: to {to}, [A-Z]+, \\d+ s left$",
+        f"^IPVS entry, source port \\d+: to {to}, [A-Z_]+, \\d+ s left$",
+    ]
 
 
 def test_the_slots_of_an_endpoint_are_counted_together(cluster: Cluster) -> None:

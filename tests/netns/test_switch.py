@@ -156,7 +156,8 @@ def drained(cluster: Cluster) -> None:
 
 def unharmed(report: Report) -> None:
     """Every kind of traffic went on, and all of it well."""
-    assert [str(one) for one in report.failures] == []
+    told = [f"{one.at:.2f} {one}" for one in report.failures]
+    assert not told, "\n".join(told)
     assert not report.harmed
     assert set(report.counts) == set(Kind)
     assert all(count.answers > 0 for count in report.counts.values())

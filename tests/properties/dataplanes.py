@@ -5,7 +5,7 @@ what a program should do.
 """
 
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -29,6 +29,9 @@ class Modelled(typing.Protocol):
     def commit(self, plan: Plan) -> None:
         """Do a plan as the driver does, with what waits for old connections."""
 
+    def steps(self, plan: Plan) -> Iterator[object]:
+        """Do a plan, and stop wherever the kernel may let packets through in between."""
+
     def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
         """Return what becomes of a packet."""
 
@@ -50,6 +53,17 @@ class Nftables:
             self.kernel.run(transaction(plan.prologue, plan.units))
             self.kernel.run(discard(plan.garbage))
 
+    def steps(self, plan: Plan) -> Iterator[object]:
+        assert isinstance(plan, NftPlan)
+        if plan.whole:
+            texts = [str(plan)]
+        else:
+            units = [transaction((), [unit]) for unit in plan.units]
+            texts = [transaction(plan.prologue, ()), *units, discard(plan.garbage)]
+        for text in texts:
+            self.kernel.run(text)
+            yield text
+
     def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
         return packets.chances(self.kernel, packet, own)
 
@@ -67,6 +81,9 @@ class Ipvs:
         assert isinstance(plan, IpvsPlan)
         self.kernel.run(str(plan))
 
+    def steps(self, plan: Plan) -> Iterator[object]:
+        return self.kernel.steps(str(plan))
+
     def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
         return ipvs.ways(self.kernel, packet, own)
 
@@ -82,6 +99,9 @@ class Iptables:
 
     def commit(self, plan: Plan) -> None:
         self.kernel.run(str(plan))
+
+    def steps(self, plan: Plan) -> Iterator[object]:
+        return self.kernel.steps(str(plan))
 
     def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
         found: Shares = {}

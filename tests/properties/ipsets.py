@@ -152,6 +152,8 @@ class IpSets:
         held = self.by_name.setdefault(name, made)
         if held is not made:
             if not exist:
-                raise Refused(f"Set cannot be created: set with the same name already exists: {name}")
+                raise Refused(
+                    f"Set cannot be created: set with the same name already exists: {name}"
+                )
             if (held.type, held.family, held.limit) != (made.type, made.family, made.limit):
                 raise Refused(f"Set cannot be created: another type: {name}")

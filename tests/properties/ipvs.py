@@ -1,13 +1,13 @@
-"""A model of IPVS in the kernel, with its routes, sets and rules: takes a plan's text, sends packets.
+"""A model of IPVS in the kernel, with its routes, sets and rules: takes plans, sends packets.
 
 Lives here: virtual servers, schedulers as shares, persistence, and a packet's way through the hooks
-where IPVS stands (6.1, net/netfilter/ipvs: INPUT at 99, after filter; OUTPUT at -98, between nat and
-filter). Written from ipvsadm(8), ip-route(8) and the kernel, not from the backend.
+where IPVS stands (6.1, net/netfilter/ipvs: INPUT at 99, after filter; OUTPUT at -98, between nat
+and filter). Written from ipvsadm(8), ip-route(8) and the kernel, not from the backend.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -158,13 +158,16 @@ class Ipvs:
         place, options = _place(rest)
         held = self.servers.get(place)
         if (held is None) is not (verb == "-A"):
-            raise Refused(f"{'No such service' if held is None else 'Service already exists'}: {rest}")
+            raise Refused(
+                f"{'No such service' if held is None else 'Service already exists'}: {rest}"
+            )
         if verb == "-D":
             if options:
                 raise Refused(f"unexpected: {rest}")
             del self.servers[place]
             return
-        scheduler, persistence, flags = "wlc", 0, ()
+        scheduler, persistence = "wlc", 0
+        flags: tuple[str, ...] = ()
         while options:
             option = options.pop(0)
             match option:
@@ -198,7 +201,9 @@ class Ipvs:
         if real[0].version != place[1].version:
             raise Refused(f"another family: {rest}")
         if (real in server.real) is (verb == "-a"):
-            raise Refused(f"Destination {'exists' if real in server.real else 'is not there'}: {rest}")
+            raise Refused(
+                f"Destination {'exists' if real in server.real else 'is not there'}: {rest}"
+            )
         match verb, options[2:]:
             case "-d", []:
                 del server.real[real]
@@ -227,7 +232,9 @@ def ways(
 ) -> dict[Outcome, Fraction]:
     """Return what can become of the packet, with probabilities that add up to 1."""
     found: dict[Outcome, Fraction] = {}
-    for (outcome, _), probability in every(lambda chance: _sent(kernel, packet, own, templates, chance)):
+    for (outcome, _), probability in every(
+        lambda chance: _sent(kernel, packet, own, templates, chance)
+    ):
         found[outcome] = found.get(outcome, Fraction(0)) + probability
     return found
 
@@ -236,7 +243,6 @@ def remembered(
     kernel: Ipvs, packet: Packet, own: frozenset[Address], templates: Templates | None = None
 ) -> list[tuple[Outcome, Templates]]:
     """Return what can become of the packet, each with the templates that it leaves."""
-    run: Callable[[Chance], tuple[Outcome, Templates]]
 
     def run(chance: Chance) -> tuple[Outcome, Templates]:
         return _sent(kernel, packet, own, templates, chance)

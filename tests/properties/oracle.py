@@ -91,7 +91,9 @@ def _served(
         return {Outcome(server.when_empty.value): Fraction(1)}
     total = sum(one.weight for one in endpoints)
     return {
-        _reached(one, masquerade or _is_hairpin(one, packet, table), own): Fraction(one.weight, total)
+        _reached(one, masquerade or _is_hairpin(one, packet, table), own): Fraction(
+            one.weight, total
+        )
         for one in endpoints
     }
 

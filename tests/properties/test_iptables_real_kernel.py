@@ -125,5 +125,3 @@ def _possible(packet: Packet) -> bool:
 def _told(packet: Packet, met: Counts, expected: list[Way]) -> str:
     lines = [str(packet), f"met: {sorted(met.items())}"]
     return "\n".join([*lines, *(f"or: {one.outcome} {one.path}" for one in expected)])
-
-

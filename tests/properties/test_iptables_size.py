@@ -1,6 +1,6 @@
 """How large the iptables program is, and how many rules a first packet meets in it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -21,7 +21,6 @@ from vipd.proxy.virtualserver import (
 )
 
 MOST_MET = 60
-AIM = 40
 NETWORK = NodeNetwork(
     pod_sources=PodSources((ip_network("10.244.0.0/16"), ip_network("fd00:244::/32"))),
     node_port_ranges=(ip_network("192.168.0.10/32"), ip_network("fd00:192::10/128")),
@@ -40,9 +39,7 @@ def server(number: int, address: Address | None, port: int, endpoints: int) -> V
     )
     return VirtualServer(
         key=Key(family, address, Protocol.TCP, port),
-        owner=ServicePortName(
-            NamespacedName("default", f"service-{number}"), "http", Protocol.TCP
-        ),
+        owner=ServicePortName(NamespacedName("default", f"service-{number}"), "http", Protocol.TCP),
         kind=Kind.CLUSTER if address else Kind.NODE_PORT,
         cluster=chosen,
         local=(),
@@ -50,51 +47,28 @@ def server(number: int, address: Address | None, port: int, endpoints: int) -> V
     )
 
 
-def dense() -> Iterator[VirtualServer]:
-    """Addresses in a row, as an allocator hands them out."""
-    first = int(IPv4Address("10.96.0.1"))
-    return (server(at, IPv4Address(first + at), 80, 1) for at in range(30_000))
-
-
-def scattered() -> Iterator[VirtualServer]:
-    """Addresses anywhere in the range, always the same ones."""
-    first = int(IPv4Address("10.96.0.0"))
-    step = 0x9E3779B1 | 1
-    return (
-        server(at, IPv4Address(first + at * step % (1 << 20)), 80, 1) for at in range(30_000)
-    )
-
-
-def one_address() -> Iterator[VirtualServer]:
-    """Every port on one address."""
-    return (server(at, IPv4Address("10.96.0.1"), 1 + at * 2, 1) for at in range(30_000))
-
-
 def many_ports() -> Iterator[VirtualServer]:
     """Twenty ports on each address."""
     first = int(IPv4Address("10.96.0.1"))
-    return (
-        server(at, IPv4Address(first + at // 20), 8000 + at % 20, 1) for at in range(30_000)
-    )
+    return (server(at, IPv4Address(first + at // 20), 8000 + at % 20, 1) for at in range(30_000))
 
 
 def six() -> Iterator[VirtualServer]:
     """IPv6 addresses anywhere in a /108."""
     first = int(IPv6Address("fd00:96::"))
     step = 0x9E3779B1 | 1
-    return (
-        server(at, IPv6Address(first + at * step % (1 << 20)), 80, 1) for at in range(30_000)
-    )
+    return (server(at, IPv6Address(first + at * step % (1 << 20)), 80, 1) for at in range(30_000))
 
 
 def node_ports() -> Iterator[VirtualServer]:
-    """As many node ports as there can be by default, beside cluster IPs."""
-    yield from dense()
+    """As many node ports as there can be by default, beside cluster IPs in a row."""
+    first = int(IPv4Address("10.96.0.1"))
+    yield from (server(at, IPv4Address(first + at), 80, 1) for at in range(30_000))
     yield from (server(40_000 + at, None, 30_000 + at, 1) for at in range(2_768))
 
 
-@pytest.mark.parametrize("made", [dense, scattered, one_address, many_ports, six, node_ports])
-def test_a_first_packet_meets_few_rules(made: "type[Iterator[VirtualServer]]") -> None:
+@pytest.mark.parametrize("made", [many_ports, six, node_ports])
+def test_a_first_packet_meets_few_rules(made: Callable[[], Iterator[VirtualServer]]) -> None:
     servers = list(made())
     kernel = Xtables()
     compiler = IptablesCompiler()

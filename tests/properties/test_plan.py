@@ -35,7 +35,8 @@ def test_a_second_plan_is_empty(
 ) -> None:
     program = compiled(plane, table_of(events, settings))
     made, after = plane.compiler.plan(None, program)
-    assert made and made.size
+    assert made
+    assert made.size
     again, same = plane.compiler.plan(observed(plane, after), program)
     assert (str(again), bool(again), again.size) == ("", False, 0)
     assert same == after

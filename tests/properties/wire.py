@@ -117,7 +117,9 @@ def encoded(packet: Packet) -> bytes:
     ports = struct.pack("!HH", packet.source_port, packet.port)
     match packet.protocol:
         case "tcp":
-            body = ports + struct.pack("!IIBBHHH", 1, 0, 0x50, _SYN if packet.syn else _ACK, 1024, 0, 0)
+            body = ports + struct.pack(
+                "!IIBBHHH", 1, 0, 0x50, _SYN if packet.syn else _ACK, 1024, 0, 0
+            )
         case "udp":
             body = ports + struct.pack("!HH", 8, 0)
         case "sctp":  # an INIT chunk

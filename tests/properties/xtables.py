@@ -65,7 +65,7 @@ class Xtables:
     def restore(self, family: Family, text: str, *, checked: bool = True) -> None:
         """Do what ``iptables-restore --noflush`` does: a table at its COMMIT, wholly or not."""
         place: tuple[Family, str] | None = None
-        table: Table = {}
+        table = _Copied({})
         touched: set[str] = set()
         for line in text.splitlines():
             if not line or line.startswith("#"):
@@ -90,12 +90,19 @@ class Xtables:
 
     def run(self, text: str, *, checked: bool = True) -> None:
         """Do a plan: commands of ipset, and restores, each with its tool's name in a comment."""
+        for _ in self.steps(text, checked=checked):
+            pass
+
+    def steps(self, text: str, *, checked: bool = True) -> Iterator[str]:
+        """Do a plan and stop after each command of ipset and each table."""
         for family, block in blocks(text):
             if family is not None:
                 self.restore(family, block, checked=checked)
+                yield block
             else:
                 for line in block.splitlines():
                     self.sets.run(line)
+                    yield line
 
     def command(self, family: Family, arguments: str) -> None:
         """Do one ``iptables`` command, from ``-t TABLE`` on."""
@@ -312,7 +319,15 @@ def ways(
         return _outcome(_travel(kernel, flight), flight), flight
 
     return [
-        Way(outcome, probability, one.met, tuple(one.path), one.mark, one.connection_mark, one.memory)
+        Way(
+            outcome,
+            probability,
+            one.met,
+            tuple(one.path),
+            one.mark,
+            one.connection_mark,
+            one.memory,
+        )
         for (outcome, one), probability in every(run)
     ]
 

@@ -274,7 +274,7 @@ class _Parser:
         def do(flight: Flight) -> bool:
             held = flight.sets[name]
             kinds = TYPES[held.type]
-            if held.family != family and "port" != held.type.split(":")[1]:
+            if held.family != family and held.type.split(":")[1] != "port":
                 raise NoSuchRule(f"{name} is a set of the other family")
             if len(kinds) != len(sides):
                 raise NoSuchRule(f"{name} has {kinds}, not {sides}")
@@ -296,8 +296,10 @@ class _Parser:
                 raise self._unknown("no probability")
             # libxt_statistic.c: lround(0x80000000 * probability), compared with 31 random bits
             probability = Fraction(round(exact * 2**31), 2**31)
-        elif mode == "nth" and "--every" in given and int(given.get("--packet", "0")) < int(
-            given["--every"]
+        elif (
+            mode == "nth"
+            and "--every" in given
+            and int(given.get("--packet", "0")) < int(given["--every"])
         ):
             # a counter of the rule's own: in the long run its share of the packets
             probability = Fraction(1, int(given["--every"]))

@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ("run", "status", "services", "check", "render", "plan", "cleanup", "lab", "bench")
+COMMANDS = (
+    "run",
+    "status",
+    "services",
+    "mode",
+    "check",
+    "render",
+    "plan",
+    "explain",
+    "cleanup",
+    "lab",
+    "bench",
+)
 SERVICE = """
 apiVersion: v1
 kind: Service
@@ -162,7 +174,8 @@ class TestRender:
             "from vipd.proxy.cli.main import main\n"
             f"import vipd.proxy.cli.offline, vipd.backends.registry, vipd.proxy.config\n"
             "import vipd.proxy.sources.manifests, vipd.proxy.resolve, vipd.proxy.views\n"
-            "import vipd.proxy.control, vipd.backends.nftables.backend, vipd.backends.nftables.driver\n"
+            "import vipd.proxy.control, vipd.backends.nftables.backend\n"
+            "import vipd.backends.nftables.driver\n"
             f"os.setgid({nobody.pw_gid}); os.setuid({nobody.pw_uid})\n"
             "sys.argv = ['vipd', 'render', '-f', '-']\n"
             "main()\n"

@@ -8,6 +8,7 @@ from socket import AF_INET, AF_INET6
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from vipd.backends import conntrack
 from vipd.backends.protocol import Departed
@@ -143,6 +144,30 @@ def test_flows_are_those_of_the_mark_that_live(inside: Inside[Any]) -> None:
 
 
 @pytest.mark.usefixtures("kernel")
+def test_the_entries_are_those_of_one_source_and_virtual_server(inside: Inside[Any]) -> None:
+    inside(tracked("10.0.0.1 80", "10.2.0.1 8080", client=1))
+    inside(tracked("10.0.0.1 80", "10.2.0.2 8080", client=2, mark=0, state=TIME_WAIT, status=0))
+    inside(tracked("10.0.0.1 81", "10.2.0.1 8080", client=3))
+    inside(tracked("10.0.0.2 80", "10.2.0.1 8080", client=4))
+    inside(tracked("10.0.0.1 80", "10.2.0.1 8080", client=5, protocol=Protocol.UDP))
+    inside(tracked("fd00::1 80", "fd00:2::1 8080", client=6, protocol=Protocol.UDP))
+
+    def entries(source: str, of: Key) -> list[conntrack.Flow]:
+        found = inside(waited(lambda: conntrack.entries(ip_address(source), of)))
+        assert all(290 < one.seconds <= 300 for one in found)
+        return sorted((replace(one, seconds=0) for one in found), key=lambda one: one.client_port)
+
+    assert entries("10.1.2.3", key("10.0.0.1", 80)) == [
+        conntrack.Flow(1, "10.2.0.1:8080/TCP", True, ESTABLISHED, 0, MARK),
+        conntrack.Flow(2, "10.2.0.2:8080/TCP", False, TIME_WAIT, 0, 0),
+    ]
+    assert entries("10.1.2.4", key("10.0.0.1", 80)) == []
+    assert entries("fd00::99", key("fd00::1", 80, Protocol.UDP)) == [
+        conntrack.Flow(6, "[fd00:2::1]:8080/UDP", True, None, 0, MARK)
+    ]
+
+
+@pytest.mark.usefixtures("kernel")
 def test_only_what_is_unanswered_and_untranslated_is_forgotten(inside: Inside[Any]) -> None:
     udp = Protocol.UDP
     stuck: dict[str, Any] = {"protocol": udp, "status": 0}
@@ -190,6 +215,15 @@ def test_a_cut_of_several_virtual_servers_and_of_both_families(inside: Inside[An
     ]
     assert inside(waited(lambda: conntrack.cut(departed))) == 4
     assert inside(clients) == {2, 6}
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_cut_of_one_ipv6_address(inside: Inside[Any]) -> None:
+    inside(tracked("fd00::1 80", "fd00:2::1 8080", client=1))
+    inside(tracked("fd00::2 80", "fd00:2::1 8080", client=2))
+    departed = [Departed(key("fd00::1", 80), ip_address("fd00:2::1"), 8080)]
+    assert inside(waited(lambda: conntrack.cut(departed))) == 1
+    assert inside(clients) == {2}
 
 
 def test_more_than_one_message_can_hold(inside: Inside[Any]) -> None:

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
+import structlog
 
 from vipd.backends.protocol import Departed
 from vipd.proxy import departures as module
+from vipd.proxy import unreplied as unreplied_module
 from vipd.proxy.departures import Departures, departures
-from vipd.proxy.errors import Busy
+from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 from vipd.proxy.events import Applied, Deleted, Event, Kind
 from vipd.proxy.names import Family, NamespacedName, Protocol, parse_address
 from vipd.proxy.resolve import resolve, update
@@ -34,7 +36,7 @@ addressType: IPv4
 ports: [{{name: t, port: 8080}}, {{name: u, port: 5300, protocol: UDP}}]
 endpoints: [{endpoints}]
 """
-ONE, TWO = "10.244.1.21", "10.244.1.22"
+ONE, TWO, THREE, FOUR = "10.244.1.21", "10.244.1.22", "10.244.1.23", "10.244.1.24"
 TCP = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.TCP, 80)
 UDP = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.UDP, 53)
 SETTINGS = NodeSettings(node_name="n")
@@ -49,14 +51,14 @@ class World:
         self.table = resolve(self.snapshot, SETTINGS)
         self.time = 1000.0
         self.cut: list[Departed] = []
-        self.fails = False
+        self.error: DataplaneError | None = None
         self.departures = Departures(
             60.0, self._cut, lambda: (self.snapshot, self.table), lambda: self.time
         )
 
     async def _cut(self, departed: Sequence[Departed]) -> int:
-        if self.fails:
-            raise Busy("no")
+        if self.error is not None:
+            raise self.error
         self.cut += departed
         return 3 * len(departed)
 
@@ -195,12 +197,36 @@ async def test_a_deleted_service_cuts_nobody_off(world: World) -> None:
 async def test_what_cannot_be_cut_is_tried_again(world: World) -> None:
     world.endpoints(ONE, TWO)
     world.endpoints(ONE)
-    world.fails = True
+    world.error = UnknownResult("no")
     assert await world.later(60.0) == []
     assert (world.departures.pending, world.departures.flows_cut) == (2, 0)
-    world.fails = False
+    world.error = None
+    assert await world.later(module.LONGEST_PAUSE_SECONDS) == []
     assert await world.later(module.LATE_LOOK_SECONDS) == BOTH
     assert world.departures.pending == 0
+
+
+async def test_where_the_kernel_is_busy_the_next_cut_is_soon_and_then_later(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    world.error = Busy("no")
+    assert await world.later(60.0) == []
+    assert await world.later(module.FIRST_PAUSE_SECONDS) == []  # waits twice as long now
+    world.error = None
+    assert await world.later(module.FIRST_PAUSE_SECONDS) == []
+    assert await world.later(1.5 * module.FIRST_PAUSE_SECONDS) == BOTH
+    assert world.departures.pending == 0
+
+
+async def test_the_pause_while_the_kernel_is_busy_is_bounded(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    world.error = Busy("no")
+    await world.later(60.0)
+    for _ in range(20):
+        await world.later(module.LONGEST_PAUSE_SECONDS)
+    world.error = None
+    assert await world.later(module.LONGEST_PAUSE_SECONDS) == BOTH
 
 
 async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +234,38 @@ async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.M
     world.endpoints(ONE, TWO)
     world.endpoints(ONE)
     assert world.departures.pending == 1
+
+
+async def test_too_many_are_told_once_until_there_is_room_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_PENDING", 1)
+
+    def told() -> int:
+        return sum(one["event"] == "too many departures" for one in logs)
+
+    with structlog.testing.capture_logs() as logs:
+        world.endpoints(ONE, TWO, THREE, FOUR)
+        world.endpoints(ONE, TWO, THREE)
+        world.endpoints(ONE, TWO)
+        assert told() == 1
+        await world.later(60.0)
+        assert world.departures.pending == 0
+        world.endpoints(ONE)
+        assert told() == 2
+
+
+async def test_the_queue_does_not_grow_with_endpoints_that_come_and_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_STALE", 10)
+    for _ in range(50):
+        world.endpoints(ONE, TWO)
+        world.endpoints(ONE)
+        world.time += 0.5
+        assert len(world.departures._queue) <= 2 * world.departures.pending + 10
+    assert await world.later(60.0) == BOTH
+    assert world.departures.pending == 0
 
 
 async def test_a_change_of_the_service_alone_is_no_departure(world: World) -> None:
@@ -250,10 +308,13 @@ class Forgotten:
         self.unreplied = Unreplied(self._forget)
         self.gate = asyncio.Event()
         self.gate.set()
+        self.errors: list[DataplaneError] = []
 
     async def _forget(self, keys: Collection[Key]) -> int:
         self.keys.append(set(keys))
         await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
         return 2
 
 
@@ -302,6 +363,40 @@ async def test_there_is_one_look_at_a_time(world: World) -> None:
     await settle()
     assert told.keys == [{TCP}, {UDP}]
     await told.unreplied.stop()
+
+
+async def test_where_the_kernel_is_busy_they_are_forgotten_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unreplied_module, "FIRST_PAUSE_SECONDS", 0.0)
+    told = Forgotten()
+    told.errors = [Busy("no"), Busy("no")]
+    told.unreplied.committed([TCP])
+    await until(lambda: told.unreplied.forgotten)
+    assert told.keys == [{TCP}, {TCP}, {TCP}]
+
+
+async def test_what_waits_for_another_look_goes_with_what_comes_meanwhile(world: World) -> None:
+    told = Forgotten()
+    told.errors = [Busy("no")]
+    told.unreplied.note(*world.endpoints(ONE))
+    told.unreplied.committed([TCP])
+    await until(lambda: not told.errors)
+    told.unreplied.note(*world.endpoints())
+    told.unreplied.note(*world.endpoints(ONE))
+    told.unreplied.committed([UDP])
+    await until(lambda: told.unreplied.forgotten)
+    assert told.keys == [{TCP}, {TCP, UDP}]
+
+
+async def test_what_fails_otherwise_is_not_tried_again(world: World) -> None:
+    told = Forgotten()
+    told.errors = [UnknownResult("no")]
+    told.unreplied.committed([TCP])
+    await until(lambda: not told.errors)
+    await settle()
+    assert told.keys == [{TCP}]
+    assert told.unreplied.forgotten == 0
 
 
 async def settle() -> None:

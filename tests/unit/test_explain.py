@@ -4,20 +4,28 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 from tests.unit.test_cli import vipd
 
-from vipd.backends.live import ipvs_entries
+from vipd.backends.iptables.live import last_seen, read_clock
+from vipd.backends.ipvs.kernel import Kernel
+from vipd.backends.ipvs.live import entries as ipvs_entries
+from vipd.backends.live import known
 from vipd.backends.protocol import Packet
+from vipd.backends.registry import backend
+from vipd.backends.xtables import Xtables
 from vipd.proxy.cli.explain import WIDTH
 from vipd.proxy.cli.main import cli
-from vipd.proxy.errors import ConfigError, QuestionError
+from vipd.proxy.errors import ConfigError, QuestionError, Unsupported
 from vipd.proxy.explain import Explanation, Verdict, explain
 from vipd.proxy.names import Protocol, parse_address, parse_network
 from vipd.proxy.question import Question, asked, own_addresses, parse_destination
+from vipd.proxy.remembering import remembering
 from vipd.proxy.resolve import resolve
 from vipd.proxy.settings import DetectLocal, NodeSettings
 from vipd.proxy.snapshot import Snapshot, fold
 from vipd.proxy.sources.manifests import load
+from vipd.proxy.virtualserver import Endpoint
 
 CLUSTER = """
 apiVersion: v1
@@ -297,32 +305,103 @@ def test_pods_told_by_interface(snapshot: Snapshot) -> None:
     assert said.masquerade.startswith("no")
 
 
+def packet(source: str, destination: str, port: int = 80) -> Packet:
+    return Packet(
+        source=parse_address(source),
+        destination=parse_address(destination),
+        protocol=Protocol.TCP,
+        port=port,
+    )
+
+
 def test_ipvs_entries_of_one_client_and_virtual_server() -> None:
-    # As 6.1 prints them: an entry, affinity's template, another client, another family.
+    # As Linux 6.1.0-56-amd64 printed them.
     listing = """\
 Pro FromIP   FPrt ToIP     TPrt DestIP   DPrt State       Expires PEName PEData
-TCP 0AF4010B 9C40 0A600001 0050 0AF40102 1F90 ESTABLISHED     899
-TCP 0AF4010B 0000 0A600001 0050 0AF40102 1F90 NONE            598
-TCP 0AF4010C 9C40 0A600001 0050 0AF40102 1F90 ESTABLISHED     899
-TCP fd00:0000:0000:0000:0000:0000:0000:0001 9C40 fd00:0096:0000:0000:0000:0000:0000:0001 0050 \
-fd00:0000:0000:0000:0000:0000:0000:0002 1F90 FIN_WAIT        20
+TCP fd96:0000:0000:0000:0000:0000:0000:0001 9B18 fd96:0000:0000:0000:0000:0000:0000:0001 0050 \
+fd09:0000:0000:0000:0000:0000:0000:0002 1F90 ESTABLISHED     899
+UDP 0A600001 D80C 0A600001 0035 0A090002 14E9 UDP             299
+TCP 0A600001 979E 0A600001 0050 0A090002 1F90 CLOSE_WAIT       59
+TCP 0A600001 979C 0A600001 0050 0A090002 1F90 ESTABLISHED     899
+TCP 0A600001 0000 0A600001 0050 0A090002 1F90 ASSURED         599
+TCP fd96:0000:0000:0000:0000:0000:0000:0001 0000 fd96:0000:0000:0000:0000:0000:0000:0001 0050 \
+fd09:0000:0000:0000:0000:0000:0000:0002 1F90 ASSURED         599
 """
 
-    def entries(source: str, destination: str) -> list[str]:
-        packet = Packet(
-            source=parse_address(source),
-            destination=parse_address(destination),
-            protocol=Protocol.TCP,
-            port=80,
-        )
-        return list(ipvs_entries(listing.splitlines(), packet))
+    def entries(source: str, destination: str, port: int = 80) -> list[str]:
+        asked_for = packet(source, destination, port)
+        return list(map(str, ipvs_entries(listing.splitlines(), asked_for)))
 
-    assert entries("10.244.1.11", "10.96.0.1") == [
-        "IPVS entry, source port 40000: to 10.244.1.2 port 8080, ESTABLISHED, 899 s left",
-        "IPVS entry of affinity: to 10.244.1.2 port 8080, NONE, 598 s left",
+    assert entries("10.96.0.1", "10.96.0.1") == [
+        "IPVS entry of affinity: to 10.9.0.2:8080, ASSURED, 599 s left",
+        "IPVS entry, source port 38812: to 10.9.0.2:8080, ESTABLISHED, 899 s left",
+        "IPVS entry, source port 38814: to 10.9.0.2:8080, CLOSE_WAIT, 59 s left",
     ]
-    assert len(entries("fd00::1", "fd00:96::1")) == 1
-    assert entries("10.244.1.11", "10.96.0.2") == []
+    assert entries("fd96::1", "fd96::1") == [
+        "IPVS entry of affinity: to [fd09::2]:8080, ASSURED, 599 s left",
+        "IPVS entry, source port 39704: to [fd09::2]:8080, ESTABLISHED, 899 s left",
+    ]
+    assert entries("10.96.0.1", "10.96.0.2") == []
+    assert entries("10.96.0.1", "10.96.0.1", 53) == []
+    assert entries("10.96.0.2", "10.96.0.1") == []
+
+
+def test_the_lists_of_xt_recent_and_the_clock_that_they_go_by() -> None:
+    # As Linux 6.18 prints them.
+    lines = [
+        "src=10.244.1.11 ttl: 64 last_seen: 4296712000 oldest_pkt: 2 4296711000, 4296712000",
+        "src=fd00:0000:0000:0000:0000:0000:0000:0001 ttl: 64 last_seen: 7 oldest_pkt: 1 7",
+    ]
+    assert last_seen(lines, packet("10.244.1.11", "10.96.0.1")) == 4296712000
+    assert last_seen(lines, packet("fd00::1", "fd96::1")) == 7
+    assert last_seen(lines, packet("10.244.1.12", "10.96.0.1")) is None
+    timers = "now at 7263971395835 nsecs\n  .last_jiffies   : 4296712298\njiffies: 4296708289\n"
+    assert read_clock(timers) == (4296708289, 250)
+    with pytest.raises(ValueError, match="does not tell the time"):
+        read_clock("")
+
+
+def test_the_endpoint_that_affinity_remembers_leaves_the_others_out(snapshot: Snapshot) -> None:
+    of_a_new_one = told(snapshot, "10.244.9.9", "shop/web:80")
+    said = remembering(of_a_new_one, Endpoint(parse_address("10.244.2.2"), 8080))
+    assert [(one.pod, one.share) for one in said.endpoints] == [("web-3", 1.0)]
+    assert said.left_out[0].pod == "web-1"
+    assert said.left_out[0].why.startswith("affinity: 10.244.9.9 is remembered")
+    assert said.left_out[1:] == of_a_new_one.left_out
+    gone = remembering(of_a_new_one, Endpoint(parse_address("10.244.2.4"), 8080))
+    assert gone == of_a_new_one
+
+
+async def test_what_cannot_be_read_is_a_sentence(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse() -> None:
+        raise OSError(22, "Invalid argument")
+
+    class Tools(Xtables):
+        def __init__(self) -> None:
+            super().__init__(find_program=lambda name: None)
+
+    class NoIpvs(Kernel):
+        def _family_id(self) -> int:
+            raise Unsupported("IPVS", "modprobe ip_vs")
+
+    monkeypatch.setattr("vipd.backends.conntrack._netlink", refuse)
+    monkeypatch.setattr("vipd.backends.iptables.live.Xtables", Tools)
+    monkeypatch.setattr("vipd.backends.ipvs.live.Kernel", NoIpvs)
+    monkeypatch.setattr("vipd.backends.ipvs.live.CONNECTIONS", tmp_path / "none")
+    monkeypatch.setattr("vipd.backends.iptables.live.TIMERS", tmp_path / "none")
+    table = resolve(snapshot, NODE)
+    servers = [replace(one, affinity_seconds=60) for one in table.virtual_servers()]
+    for mode, words in (
+        ("nftables", []),
+        ("iptables", ["counters of the table nat are not known", "memory is not known"]),
+        ("ipvs", ["counters are not known: IPVS", "connections are not known"]),
+    ):
+        program = backend(mode).compiler.compile(servers, table.network)
+        lines = (await known(mode, program, packet("10.244.9.9", "10.96.0.1"))).lines
+        for word in [*words, "flows are not known"]:
+            assert [one for one in lines if word in one], (mode, word, lines)
 
 
 class TestCommand:

@@ -1,6 +1,7 @@
 """The nftables driver with a fake nft: error classes, bisecting, what nft is told and how."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -93,6 +94,20 @@ async def test_an_nft_that_hangs_is_killed(fake: Fake, monkeypatch: pytest.Monke
     monkeypatch.setattr(tool_module, "PATIENCE_SECONDS", 0.05)
     with pytest.raises(UnknownResult, match="did not end"):
         await fake("exec sleep 1000").commit(NftPlan(("add table ip vipd",), ()))
+
+
+async def test_a_cancelled_run_is_over_when_it_says_so(fake: Fake, tmp_path: Path) -> None:
+    """Else it would write beside whoever comes next."""
+    os.mkfifo(tmp_path / "pid")
+    run = asyncio.ensure_future(
+        fake('echo $$ > "$DIR/pid"; exec sleep 1000').commit(NftPlan(("add table ip vipd",), ()))
+    )
+    pid = int(await asyncio.to_thread((tmp_path / "pid").read_text))
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def test_without_nft_nothing_works_and_the_remedy_is_named(

@@ -1,11 +1,22 @@
-"""This node's own addresses, from the event to the table."""
+"""This node's own addresses, from the kernel to the event and from the event to the table."""
 
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
 from ipaddress import ip_address
+from types import SimpleNamespace
 
-from vipd.proxy.events import OwnAddresses
+import pyroute2
+import pytest
+
+from vipd.proxy.errors import SourceError, UnknownResult
+from vipd.proxy.events import Event, OwnAddresses
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import Snapshot, fold
+from vipd.proxy.sources import addresses
+from vipd.proxy.sources.addresses import FollowedAddresses, events, read
 
 SETTINGS = NodeSettings(node_name="node", node_ips=(ip_address("192.168.0.1"),))
 ADDRESSES = (ip_address("192.168.0.1"), ip_address("fd00::1"))
@@ -27,3 +38,163 @@ def test_told_twice_they_touch_nothing() -> None:
     again, touched = fold(snapshot, [OwnAddresses(ADDRESSES)])
     assert again == snapshot
     assert not touched.own_addresses
+
+
+# The source
+
+
+@pytest.fixture
+def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends: what comes in at the first is sent at the second, one message at a time."""
+    watching, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    watching.setblocking(False)
+    with watching, kernel:
+        yield watching, kernel
+
+
+def test_an_error_of_pyroute2_is_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __enter__(self) -> "Interrupted":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def get_addr(self) -> object:
+            raise pyroute2.NetlinkDumpInterrupted
+
+    monkeypatch.setattr(pyroute2, "IPRoute", Interrupted)
+    with pytest.raises(SourceError, match="dump interrupted"):
+        read()
+
+
+async def test_what_cannot_be_read_now_is_read_later(
+    monkeypatch: pytest.MonkeyPatch, socket_pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Whether it is the subscription or the listing that fails, or the watch once it runs."""
+    asked: list[str] = []
+    deaf = socket.socket()  # not connected: every attempt to read fails
+    deaf.setblocking(False)
+    sockets: list[socket.socket | None] = [None, deaf, socket_pair[0]]
+
+    def subscribe() -> socket.socket:
+        asked.append("subscribe")
+        if (one := sockets.pop(0)) is None:
+            raise OSError(errno.EMFILE, "too many")
+        return one
+
+    answers: list[OwnAddresses | Exception] = [
+        OwnAddresses(ADDRESSES[:1]),
+        SourceError("dump interrupted"),
+        OwnAddresses(ADDRESSES),
+    ]
+
+    def answer() -> OwnAddresses:
+        asked.append("read")
+        one = answers.pop(0)
+        if isinstance(one, Exception):
+            sockets.insert(0, socket_pair[0].dup())
+            raise one
+        return one
+
+    monkeypatch.setattr(addresses, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(addresses, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(addresses, "_subscribe", subscribe)
+    monkeypatch.setattr(addresses, "read", answer)
+    async with asyncio.timeout(20):
+        found = []
+        async for (one,) in events():
+            found.append(one.addresses)
+            if len(found) == 2:
+                break
+    assert found == [ADDRESSES[:1], ADDRESSES]
+    assert asked == ["subscribe", "subscribe", "read", "subscribe", "read", "subscribe", "read"]
+
+
+async def test_more_changes_than_the_socket_holds_are_a_change(
+    monkeypatch: pytest.MonkeyPatch, socket_pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watching, kernel = socket_pair
+    monkeypatch.setattr(addresses, "QUIET_SECONDS", 0.0)
+    overflow = [OSError(errno.ENOBUFS, "No buffer space available")]
+
+    def recv(size: int) -> bytes:
+        if overflow:
+            raise overflow.pop()
+        return watching.recv(size)
+
+    kernel.send(b"one")
+    kernel.send(b"two")
+    wrapped = SimpleNamespace(
+        recv=recv, fileno=watching.fileno, gettimeout=watching.gettimeout, _sock=watching
+    )
+    async with asyncio.timeout(20):
+        await addresses._change(wrapped)  # type: ignore[arg-type]
+    with pytest.raises(BlockingIOError):
+        watching.recv(1)
+
+
+# The watch of the daemon
+
+
+class Watched:
+    """A watch whose source tells what the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken: list[Event] = []
+        self.told: asyncio.Queue[OwnAddresses | Exception] = asyncio.Queue()
+        self.followed = FollowedAddresses(self._take, ("ipvs",))
+        monkeypatch.setattr(addresses, "events", self._events)
+
+    def _take(self, batch: Sequence[Event]) -> None:
+        self.taken += batch
+
+    async def _events(self) -> AsyncIterator[list[OwnAddresses]]:
+        while True:
+            one = await self.told.get()
+            if isinstance(one, Exception):
+                raise one
+            yield [one]
+
+
+@pytest.fixture
+async def watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
+    made = Watched(monkeypatch)
+    yield made
+    await made.followed.stop()
+
+
+async def test_a_mode_that_needs_none_does_not_wait(watched: Watched) -> None:
+    async with asyncio.timeout(20):
+        await watched.followed.known("nftables")
+    assert watched.taken == []
+
+
+async def test_a_mode_that_needs_them_has_them_when_it_goes_on(watched: Watched) -> None:
+    waiting = asyncio.ensure_future(watched.followed.known("ipvs"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    watched.told.put_nowait(OwnAddresses(ADDRESSES))
+    async with asyncio.timeout(20):
+        await waiting
+    assert watched.taken == [OwnAddresses(ADDRESSES)]
+
+
+async def test_a_watch_that_dies_keeps_nobody_waiting_and_begins_anew(watched: Watched) -> None:
+    watched.told.put_nowait(ValueError("broken"))
+    with pytest.raises(UnknownResult, match="broken"):
+        async with asyncio.timeout(20):
+            await watched.followed.known("ipvs")
+    watched.told.put_nowait(OwnAddresses(ADDRESSES))
+    async with asyncio.timeout(20):
+        await watched.followed.known("ipvs")
+    assert watched.taken == [OwnAddresses(ADDRESSES)]
+
+
+async def test_a_watch_that_is_stopped_keeps_nobody_waiting(watched: Watched) -> None:
+    waiting = asyncio.ensure_future(watched.followed.known("ipvs"))
+    await asyncio.sleep(0)
+    await watched.followed.stop()
+    with pytest.raises(UnknownResult, match="stopped"):
+        async with asyncio.timeout(20):
+            await waiting

@@ -1,5 +1,7 @@
 """The iptables tools with fakes in their place: variants, the lock, what an error means."""
 
+import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,3 +179,17 @@ async def test_a_tool_that_hangs_is_killed(fake: Fake, monkeypatch: pytest.Monke
     monkeypatch.setattr(xtables, "PATIENCE_SECONDS", 0.05)
     with pytest.raises(UnknownResult, match="did not end"):
         await fake(iptables_nft_restore="exec sleep 1000").restore(Family.IPV4, "")
+
+
+async def test_a_cancelled_run_is_over_when_it_says_so(fake: Fake, tmp_path: Path) -> None:
+    """Else it would write beside whoever comes next."""
+    os.mkfifo(tmp_path / "pid")
+    run = asyncio.ensure_future(
+        fake(iptables_nft_restore='echo $$ > "$DIR/pid"; exec sleep 1000').restore(Family.IPV4, "")
+    )
+    pid = int(await asyncio.to_thread((tmp_path / "pid").read_text))
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

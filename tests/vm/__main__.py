@@ -25,21 +25,28 @@ def main() -> int:
     parser.add_argument("--cpus", type=int, default=default.cpus)
     parser.add_argument("--memory", type=int, default=default.megabytes, metavar="MEGABYTES")
     parser.add_argument("--results", type=Path, help="folder that the machine sees as /run/vm")
-    parser.add_argument("arguments", nargs="*", help="after --: pytest's arguments, or a command")
-    told = parser.parse_args()
+    parser.epilog = "After -- come pytest's arguments, or the words of a shell command."
+    own, arguments = _parted(sys.argv[1:])
+    told = parser.parse_args(own)
     limits = default._replace(
         deadline=told.deadline, silence=told.silence, cpus=told.cpus, megabytes=told.memory
     )
     try:
         kernel = available()
         if told.what == "pytest":
-            command = pytest_command(kernel, *told.arguments)
+            command = pytest_command(kernel, *arguments)
         else:
-            command = ["/bin/sh", "-c", " ".join(told.arguments)]
+            command = ["/bin/sh", "-c", " ".join(arguments)]
         return run(kernel, command, told.results, limits)
     except MissingError as failure:
         print(f"vm: {failure}", file=sys.stderr)
         return 125
+
+
+def _parted(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and what stands after it."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1 :]
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ Elsewhere the same tests run on the host's kernel, where that has what they need
 """
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import pytest
 from tests.netns.modes import EMULATED, IPVS
 from tests.vm import machine
-from tests.vm.initramfs import RESULTS
 from tests.vm.kernel import Kernel
+from tests.vm.report import STARTED, Outcome, outcomes
 
 pytestmark = [
     pytest.mark.netns,
@@ -31,16 +28,7 @@ NEED_IPVS = {
 """Files of tests/netns, and what of each needs IPVS and is run here (as for `pytest -k`)."""
 IN_ANY_CASE = {"test_services": "nftables"}
 """What is run here also where the host has IPVS: nftables of another kernel version."""
-LIMITS = machine.Limits(deadline=1800, silence=240)
-
-
-class Outcome(NamedTuple):
-    """One test of the machine: passed, skipped or failed, with what pytest said about it."""
-
-    module: str
-    name: str
-    result: str
-    text: str = ""
+LIMITS = machine.Limits(deadline=1800, silence=600)
 
 
 class Run(NamedTuple):
@@ -58,7 +46,7 @@ def run(
     wanted = [*IN_ANY_CASE.items(), *(NEED_IPVS.items() if IPVS.obstacle() else ())]
     command = machine.pytest_command(
         kernel,
-        *("-q", f"--junitxml={RESULTS}/report.xml", "-p", "no:cacheprovider"),
+        *("-q", "-p", "tests.vm.report", "-p", "no:cacheprovider"),
         *("-k", " or ".join(f"({module} and {what})" for module, what in wanted)),
         *(f"tests/netns/{module}.py" for module in dict(wanted)),
     )
@@ -67,32 +55,22 @@ def run(
         sys.stdout.write("\n")
         sys.stdout.flush()
         status = machine.run(kernel, command, results, LIMITS)
-    return Run(status, tuple(_read(results / "report.xml")))
-
-
-def _read(report: Path) -> Iterator[Outcome]:
-    """The outcomes in a JUnit file, such as `pytest --junitxml` writes."""
-    if not report.exists():
-        return
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        module = case.get("classname", "").split(".")[2]
-        told = next((one for one in case if one.tag in ("failure", "error", "skipped")), None)
-        text = "" if told is None else told.text or told.get("message") or ""
-        result = "passed" if told is None else told.tag
-        yield Outcome(module, case.get("name", ""), result, text)
+    return Run(status, tuple(outcomes(results)))
 
 
 def test_the_machine_ran_to_its_end(run: Run) -> None:
+    done = {one.test for one in run.outcomes if one.result != STARTED}
+    left = [one.test for one in run.outcomes if one.test not in done]
     # 1 is pytest's status for tests that failed: those are told below.
-    assert run.status in (0, 1), f"status {run.status}: see what it printed"
+    assert run.status in (0, 1), f"status {run.status}, in {left or 'no test'}"
 
 
 @pytest.mark.parametrize("module", NEED_IPVS)
 def test_on_debians_kernel(run: Run, module: str) -> None:
     mine = [one for one in run.outcomes if one.module == module]
-    failed = [one for one in mine if one.result in ("failure", "error")]
+    failed = [one for one in mine if one.result == "failed"]
     if failed:
-        pytest.fail("\n\n".join(f"== {one.name}\n{one.text}" for one in failed), pytrace=False)
+        pytest.fail("\n\n".join(f"== {one.test}\n{one.text}" for one in failed), pytrace=False)
     if IPVS.obstacle() is None and module not in IN_ANY_CASE:
         pytest.skip("this kernel has IPVS: the tests ran on it directly")
     assert any(one.result == "passed" for one in mine), "nothing of this file ran"
