@@ -35,7 +35,7 @@ test: setup test-tools
 
 # One virtual machine with Debian's kernel, and the tests that need it: docs/testing.md.
 vm-test: setup test-tools
-	@$(BIN)/python -m pytest tests/vm
+	@VIPD_VM_TESTS=all $(BIN)/python -m pytest tests/vm
 
 cover: setup test-tools
 	@$(BIN)/python -m coverage run -m pytest && $(BIN)/python -m coverage report

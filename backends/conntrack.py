@@ -128,7 +128,7 @@ async def forget_unreplied(keys: Collection[Key], own_addresses: Collection[Addr
 
 
 async def cut(departed: Sequence[Departed]) -> int:
-    """Delete the flows from a virtual server to an endpoint, for each pair; return the number.
+    """Delete the live flows from a virtual server to an endpoint, for each pair; return the number.
 
     A node port is met at every address: that the flow is translated to the endpoint is enough.
     """
@@ -158,17 +158,15 @@ def _flows(mark: int, mask: int) -> Flows:
 def _entries(source: Address, place: Place) -> Sequence[Flow]:
     found = []
     for one in _dump(place[0], _shared([place])):
-        told = _TUPLE[place[0]].unpack_from(one.data, one.start + _FIRST)
-        if one.destination != place or told[1] != source.packed:
+        _, client, _, _, port, _ = _TUPLE[place[0]].unpack_from(one.data, one.start + _FIRST)
+        if one.destination != place or client != source.packed:
             continue
         at = {kind: at for kind, at, _ in _attributes(one.data, one.start + _FIRST, one.end)}
-        seconds, mark = (
-            _number(one.data[at[kind] + 4 : at[kind] + 8]) if kind in at else 0
-            for kind in (_TIMEOUT, _MARK)
-        )
+        numbers = {kind: _number(one.data[at[kind] + 4 : at[kind] + 8]) for kind in at}
         state = one.data[at[_PROTOINFO] + 12] if _PROTOINFO in at and place[2] == 6 else None
         replied = bool(one.status & _SEEN_REPLY)
-        found.append(Flow(_number(told[4]), _printed(one.answering), replied, state, seconds, mark))
+        left, mark = numbers.get(_TIMEOUT, 0), numbers.get(_MARK, 0)
+        found.append(Flow(_number(port), _printed(one.answering), replied, state, left, mark))
     return found
 
 
@@ -190,10 +188,9 @@ def _cut(pairs: Collection[tuple[Place, Place]]) -> int:
     places = {place for place, _ in pairs}
 
     def departed(entry: Entry) -> bool:
-        if (entry.destination, entry.answering) in pairs:
-            return True
         family, _, number, port = entry.destination
-        return ((family, b"", number, port), entry.answering) in pairs
+        places = (entry.destination, (family, b"", number, port))
+        return any((one, entry.answering) in pairs for one in places) and _alive(entry)
 
     return _delete(_families(places), _shared(places), departed)
 
@@ -209,8 +206,7 @@ def _shared(places: Collection[Place]) -> bytes:
         return b""
     flags, told = 0, b""
     address = addresses.pop() if len(addresses) == 1 else b""
-    # Of IPv6 the kernel leaves out the very address that it is told, and yields all others
-    # (`!ipv6_addr_cmp` in ctnetlink_filter_match_tuple(), 5.8 to 6.18).
+    # Told one of IPv6, the kernel yields all others (6.18; ctnetlink_filter_match_tuple).
     if len(address) == 4:
         flags |= _FILTER_DESTINATION
         told += _nested(1, _attribute(2, address))

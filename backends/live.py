@@ -8,13 +8,11 @@ concerns the packet.
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import Struct
-
 from vipd.backends import conntrack
-from vipd.backends.protocol import Packet
+from vipd.backends.protocol import Known, Packet
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import family_of
-from vipd.proxy.virtualserver import Endpoint, Key
+from vipd.proxy.virtualserver import Key
 
 MOST_FLOWS = 10
 _STATES = (
@@ -33,28 +31,30 @@ _TRANSLATED_BY = {0x4E: "nftables", 0x49: "iptables"}
 """The modes that leave their generation in the first byte of a mark."""
 
 
-class Known(Struct, frozen=True):
-    """What the kernel knows, a line each; `remembered` is where affinity sends the source."""
-
-    lines: tuple[str, ...]
-    remembered: Endpoint | None = None
-
-
 async def known(mode: str, program: Any, packet: Packet) -> Known:
     """Return what the kernel of this network namespace knows; needs root.
 
     Counters, the endpoint that affinity remembers, and the flows of the same source to the same
     destination. What cannot be read is a line too.
     """
+    told = await _of_mode(mode, program, packet)
+    return Known((*told.lines, *await _flows(packet)), told.remembered)
+
+
+async def _of_mode(mode: str, program: Any, packet: Packet) -> Known:
     match mode:
         case "nftables":
-            from vipd.backends.nftables.live import counters
+            from vipd.backends.nftables import live as nftables
+
+            return await nftables.counters(program, packet)
         case "iptables":
-            from vipd.backends.iptables.live import counters
+            from vipd.backends.iptables import live as iptables
+
+            return await iptables.counters(program, packet)
         case _:
-            from vipd.backends.ipvs.live import counters
-    told = await counters(program, packet)
-    return Known((*told.lines, *await _flows(packet)), told.remembered)
+            from vipd.backends.ipvs import live as ipvs
+
+            return await ipvs.counters(program, packet)
 
 
 async def _flows(packet: Packet) -> Sequence[str]:

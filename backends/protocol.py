@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Address, Protocol
-from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
+from vipd.proxy.virtualserver import Changes, Endpoint, Key, NodeNetwork, VirtualServer
 
 
 class Capability(Struct, frozen=True):
@@ -75,6 +75,13 @@ class Step(Struct, frozen=True):
     where: str
     what: str
     outcome: str = ""
+
+
+class Known(Struct, frozen=True):
+    """What the kernel knows, a line each; `remembered` is where affinity sends the source."""
+
+    lines: tuple[str, ...]
+    remembered: Endpoint | None = None
 
 
 class Departed(Struct, frozen=True):

@@ -277,7 +277,7 @@ def failure(code: int, name: str, said: str, text: str = "") -> DataplaneError:
         return Busy(first or f"{name}: the kernel is short of something")
     line = int(found[1]) if (found := _LINE.search(said)) else 0
     told = text.splitlines()[line - 1] if 0 < line <= text.count("\n") else ""
-    if _GONE.search(said) or told.startswith(("-D", "-X", "-R")):
+    if _GONE.search(said) or told.startswith(("-C", "-D", "-X", "-R")):
         return OutOfStep(f"{first}: {told}" if told else first)
     if any(one in said for one in _TRANSIENT):
         return Busy(first)

@@ -7,6 +7,7 @@ echo servers on both nodes as endpoints.
 
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
+from typing import Literal
 
 from vipd.bench import sync_cluster
 from vipd.bench.lab_topology import Host, Role, Topology
@@ -171,7 +172,7 @@ def _targets(topology: Topology, host: str) -> Iterator[Target]:
     node = topology.host(topology.proxy_node)
     for number in range(LOADED):
         for name, _, port, _ in _PORTS:
-            protocol = "udp" if name == "udp" else "tcp"
+            protocol: Literal["tcp", "udp"] = "udp" if name == "udp" else "tcp"
             if host == "outside":
                 for address in outside_ips(number):
                     yield Target(address, port, protocol)

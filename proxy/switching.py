@@ -102,7 +102,6 @@ class Switching:
     async def run(self) -> None:
         """Run until the serving dataplane fails for good, or anything fails by a bug; raise it."""
         try:
-            self._save()
             self.serving.observe_ahead()
             if self.state.serving not in WITH_SKELETON:
                 await self._skeleton.ensure()

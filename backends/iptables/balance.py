@@ -215,12 +215,12 @@ def _hashing(
     rules = []
     seed = f"{HASH_SEED + level:#010x}"
     if len(slots) <= MOST_NODES:
-        masks: dict[tuple[str, str], int] = {}
+        if len({(one.address, one.port) for one, _, _ in slots}) == 1:
+            one, _, tail = slots[0]
+            return below, [Rule(f"{proto}{tail}", _translation(one))]
         for slot, (one, _, tail) in enumerate(slots):
-            place = _translation(one), tail
-            masks[place] = masks.get(place, 0) | 1 << slot
-        for (translation, tail), mask in masks.items():
-            rules.append(Rule(f"{proto}{_of_hash(len(slots), mask, seed)}{tail}", translation))
+            match = f"{proto}{_of_hash(len(slots), slot, seed)}{tail}"
+            rules.append(Rule(match, _translation(one)))
         return below, rules
     count = _groups(len(slots))
     for number in range(count):
@@ -228,7 +228,7 @@ def _hashing(
         sub = hashed("SVP", f"{name} {number}")
         more, inside = _hashing(sub, proto, slots[first:last], why, level + 1)
         below += [*more, Chain(sub, tuple(inside), why)]
-        rules.append(Rule(f"{proto}{_of_hash(count, 1 << number, seed)}", f"-g {sub}"))
+        rules.append(Rule(f"{proto}{_of_hash(count, number, seed)}", f"-g {sub}"))
     return below, rules
 
 
@@ -241,11 +241,16 @@ def _groups(slots: int) -> int:
     return next((one for one in range(fewest, MOST_NODES + 1) if slots % one == 0), fewest)
 
 
-def _of_hash(total: int, mask: int, seed: str) -> str:
-    if total == 1 or mask == (1 << total) - 1:
+def _of_hash(total: int, node: int, seed: str) -> str:
+    """Return the match for the sources of one node of `total`, counted from 0.
+
+    One node and not a mask of several: iptables 1.8.9 takes no mask above 0x20 (it checks the
+    value of --cluster-local-nodemask as if it were a node's number, libxt_cluster.c).
+    """
+    if total == 1:
         return ""
     return (
-        f" -m cluster --cluster-local-nodemask {mask:#010x} --cluster-total-nodes {total} "
+        f" -m cluster --cluster-total-nodes {total} --cluster-local-node {node + 1} "
         f"--cluster-hash-seed {seed}"
     )
 

@@ -187,7 +187,7 @@ def _build(sorted_leaves: Sequence[Leaf]) -> Node:
     if len(sorted_leaves) <= BUCKET:
         return tuple(sorted_leaves)
     shift = _shift(sorted_leaves[0].bits, sorted_leaves[-1].bits)
-    nodes = []
+    nodes: list[tuple[int, Node]] = []
     first = 0
     while first < len(sorted_leaves):
         digit = sorted_leaves[first].bits >> shift
@@ -204,7 +204,8 @@ def _branch(nodes: Sequence[Branch], one: Leaf) -> Branch:
     (node,) = nodes
     some = node.above << node.shift + 2
     shift = _shift(some, one.bits)
-    children = sorted([(some >> shift & 3, node), (one.bits >> shift & 3, (one,))])
+    pairs: list[tuple[int, Node]] = [(some >> shift & 3, node), (one.bits >> shift & 3, (one,))]
+    children = sorted(pairs, key=lambda pair: pair[0])
     return Branch(shift, tuple(children), node.size + 1, one.bits >> shift + 2)
 
 

@@ -25,7 +25,7 @@ from vipd.backends.iptables.objects import (
     set_name,
 )
 from vipd.backends.iptables.observed import Observed, decode
-from vipd.backends.iptables.pipeline import FORWARD, LIVE, POSTROUTING, SETS
+from vipd.backends.iptables.pipeline import FORWARD, JUMPS, LIVE, POSTROUTING, SETS
 from vipd.backends.iptables.plan import IptablesPlan, TableWork, restore
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.xtables import RejectedAt, Tools, Variant, Xtables, program
@@ -213,7 +213,7 @@ class IptablesDriver:
     ) -> None:
         """Write a table; raise _Refused with the virtual server that the kernel does not take."""
         try:
-            await self._restore(family, table, change)
+            await self._restore(family, table, change, jumped=plan.before is not None)
         except (RejectedAt, Unsupported) as error:
             if table != NAT or not plan.changed_keys():
                 raise
@@ -276,9 +276,23 @@ class IptablesDriver:
         return True
 
     async def _restore(
-        self, family: Family, table: str, work: TableWork, variant: Variant | None = None
+        self,
+        family: Family,
+        table: str,
+        work: TableWork,
+        variant: Variant | None = None,
+        *,
+        jumped: bool = False,
     ) -> None:
-        text = "".join(f"{line.text}\n" for line in restore(table, work))
+        """Restore a table. `jumped`: only where our jumps are there, or it is OutOfStep.
+
+        --noflush makes a chain that somebody took away anew, so nothing else would tell that the
+        rest of the table has been flushed.
+        """
+        lines = [line.text for line in restore(table, work)]
+        if jumped:
+            lines[-1:-1] = [f"-C {one.chain} {one.rule}" for one in JUMPS if one.table == table]
+        text = "".join(f"{line}\n" for line in lines)
         await self.tools.restore(family, text, variant=variant)
 
     async def _families(self) -> list[Family]:

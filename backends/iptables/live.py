@@ -13,8 +13,7 @@ from pathlib import Path
 from vipd.backends.iptables.compile import Program
 from vipd.backends.iptables.objects import NAT, Chain
 from vipd.backends.iptables.trace import met
-from vipd.backends.live import Known
-from vipd.backends.protocol import Packet
+from vipd.backends.protocol import Known, Packet
 from vipd.backends.xtables import Xtables
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import family_of, parse_address

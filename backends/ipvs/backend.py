@@ -40,6 +40,14 @@ DIFFERENCES = (
         "udp-moves-at-once",
         "a UDP flow goes to another endpoint as soon as its own leaves, terminating or not",
     ),
+    Difference(
+        "unknown-ports-are-refused",
+        "a port that no service has is refused on external and load-balancer addresses, too",
+    ),
+    Difference(
+        "pings-are-answered",
+        "this node answers pings to service addresses, which are its own in this mode",
+    ),
 )
 _DEFAULT = DataplaneSettings()
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from vipd.backends.ipvs.compile import Program, things
 from vipd.backends.ipvs.kernel import Kernel
 from vipd.backends.ipvs.objects import Manner, Service, place
-from vipd.backends.live import Known
-from vipd.backends.protocol import Packet
+from vipd.backends.protocol import Known, Packet
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Address, family_of, parse_address
 from vipd.proxy.virtualserver import Endpoint, Key

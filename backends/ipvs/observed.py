@@ -86,7 +86,7 @@ def dump(seen: Observed) -> bytes:
         elif isinstance(thing, Route):
             told.routes.append((thing.family, str(thing.address), str(value)))
         elif isinstance(thing, Member):
-            told.members.append(tuple(thing))
+            told.members.append((thing.family, thing.set, thing.text))
     for thing, value in seen.things.items():
         if isinstance(thing, Destination) and isinstance(value, int):
             number = numbers[thing.service]

@@ -86,6 +86,7 @@ class IpvsPlan(Struct, frozen=True):
     def __str__(self) -> str:
         lines = [
             f"ipset create {set_name(family, name)} {SETS[name]}"
+            f"{' family inet6' if family is Family.IPV6 else ''}"
             for family, name in self.prologue.sets
         ]
         for family, chain in self.prologue.chains:

@@ -8,12 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from vipd.backends.live import Known
 from vipd.backends.nftables.compile import Program
 from vipd.backends.nftables.objects import FAMILY_WORD, TABLE
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.nftables.trace import looked_up
-from vipd.backends.protocol import Packet
+from vipd.backends.protocol import Known, Packet
 from vipd.proxy.errors import DataplaneError, OutOfStep
 from vipd.proxy.names import family_of, parse_address
 from vipd.proxy.virtualserver import Endpoint

@@ -84,9 +84,11 @@ def mode(
         document = read(path, "try-switch", argument)
         if as_json:
             print_json(document)
-        for line in () if as_json else msgspec.json.decode(document, type=list[str]):
+        lines = msgspec.json.decode(document, type=list[str])
+        for line in () if as_json else lines:
             click.echo(line)
-        return
+        hindered = any(line.startswith(("missing:", "cannot serve:")) for line in lines)
+        sys.exit(1 if hindered and not force else 0)
     before = status().mode
     report = msgspec.json.decode(read(path, "switch", argument), type=SwitchReport)
     said = 0

@@ -65,6 +65,11 @@ def _print_status(told: "object") -> None:
             f"{', full' if last.full else ''}"
         )
     click.echo(f"syncs      {told.syncs}, failed {told.failed_syncs}")
+    if told.departed or told.flows_cut:
+        click.echo(
+            f"departed   {told.departed} endpoints may have open flows; "
+            f"{told.flows_cut} flows were ended at a deadline"
+        )
     if told.passed_over:
         click.echo(f"no use for {', '.join(told.passed_over)}")
     for heading, lines in (

@@ -11,6 +11,7 @@ from vipd.backends.iptables.live import last_seen, read_clock
 from vipd.backends.ipvs.kernel import Kernel
 from vipd.backends.ipvs.live import entries as ipvs_entries
 from vipd.backends.live import known
+from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Packet
 from vipd.backends.registry import backend
 from vipd.backends.xtables import Xtables
@@ -387,6 +388,7 @@ async def test_what_cannot_be_read_is_a_sentence(
             raise Unsupported("IPVS", "modprobe ip_vs")
 
     monkeypatch.setattr("vipd.backends.conntrack._netlink", refuse)
+    monkeypatch.setattr("vipd.backends.nftables.live.Nft", lambda: Nft(str(tmp_path / "nft")))
     monkeypatch.setattr("vipd.backends.iptables.live.Xtables", Tools)
     monkeypatch.setattr("vipd.backends.ipvs.live.Kernel", NoIpvs)
     monkeypatch.setattr("vipd.backends.ipvs.live.CONNECTIONS", tmp_path / "none")
@@ -394,7 +396,7 @@ async def test_what_cannot_be_read_is_a_sentence(
     table = resolve(snapshot, NODE)
     servers = [replace(one, affinity_seconds=60) for one in table.virtual_servers()]
     for mode, words in (
-        ("nftables", []),
+        ("nftables", ["counters are not known"]),
         ("iptables", ["counters of the table nat are not known", "memory is not known"]),
         ("ipvs", ["counters are not known: IPVS", "connections are not known"]),
     ):

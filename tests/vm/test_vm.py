@@ -3,6 +3,7 @@
 Elsewhere the same tests run on the host's kernel, where that has what they need.
 """
 
+import os
 import sys
 from typing import NamedTuple
 
@@ -17,16 +18,26 @@ pytestmark = [
     pytest.mark.skipif(EMULATED, reason="this is the virtual machine"),
 ]
 
-NEED_IPVS = {
-    "test_services": "ipvs",
-    "test_cluster_ip": "ipvs",
-    "test_external": "ipvs",
-    "test_balancing": "ipvs",
-    "test_ipvs_kernel": "ipvs",
-    "test_switch": "TestEachPair and ipvs",
-}
+ALL = os.environ.get("VIPD_VM_TESTS") == "all"
+"""Everything takes a quarter of an hour, more than a run of all tests may; so there is a choice."""
+NEED_IPVS = (
+    {
+        "test_services": "ipvs",
+        "test_cluster_ip": "ipvs",
+        "test_external": "ipvs",
+        "test_balancing": "ipvs",
+        "test_ipvs_kernel": "ipvs",
+        "test_switch": "TestEachPair and ipvs",
+    }
+    if ALL
+    else {
+        "test_cluster_ip": "ipvs and IPv4-TCP",
+        "test_ipvs_kernel": "textbook or others_have or listens_there or keeps_its or adopts or quiesce",
+        "test_switch": "TestEachPair and (nftables-ipvs or ipvs-nftables)",
+    }
+)
 """Files of tests/netns, and what of each needs IPVS and is run here (as for `pytest -k`)."""
-IN_ANY_CASE = {"test_services": "nftables"}
+IN_ANY_CASE = {"test_services": "nftables" if ALL else "nftables and IPv4-TCP"}
 """What is run here also where the host has IPVS: nftables of another kernel version."""
 LIMITS = machine.Limits(deadline=1800, silence=600)
 
