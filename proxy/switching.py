@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 def reached(step: str) -> None:
     """Say that a step of a switch is reached. A crash between any two steps does no harm."""
-    log.debug("switch step", step=step)
+    log.info("switch step", step=step)
 
 
 class Switching:

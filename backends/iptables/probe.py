@@ -30,7 +30,7 @@ _FEATURES = (
     ("match recent", "-m recent --set --name vipd-probe --rsource -j RETURN", "xt_recent", False),
     (
         "match cluster",
-        "-m cluster --cluster-local-nodemask 0x1 --cluster-total-nodes 2 "
+        "-m cluster --cluster-total-nodes 2 --cluster-local-node 1 "
         "--cluster-hash-seed 0x1 -j RETURN",
         "xt_cluster",
         False,

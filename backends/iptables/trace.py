@@ -164,7 +164,7 @@ class Walk:
                 raise ValueError(f"{rule.match!r} in {name}")
             found = _HASHED.search(rule.match)
             if found:
-                part = chance * Fraction(int(found[1], 16).bit_count(), int(found[2]))
+                part = chance / int(found[1])
             else:
                 part = left * _part(rule.match)
                 left -= part
@@ -281,11 +281,11 @@ _CHOICES = (
 _CHOOSING = re.compile(
     r"-p (?:tcp|udp|sctp)"
     r"(?: -m statistic --mode (?:random --probability [0-9.]+|nth --every \d+ --packet 0))?"
-    r"(?: -m cluster --cluster-local-nodemask 0x[0-9a-f]+ --cluster-total-nodes \d+"
+    r"(?: -m cluster --cluster-total-nodes \d+ --cluster-local-node \d+"
     r" --cluster-hash-seed 0x[0-9a-f]+)?"
     r"(?: -m recent --set --name \S+ --mask \S+ --rsource)?"
 )
-_HASHED = re.compile(r"--cluster-local-nodemask (0x[0-9a-f]+) --cluster-total-nodes (\d+)")
+_HASHED = re.compile(r"--cluster-total-nodes (\d+) --cluster-local-node \d+")
 
 Holds = Callable[[Walk, tuple[str, ...]], bool]
 _MATCHES: tuple[tuple[re.Pattern[str], Holds], ...] = tuple(
