@@ -24,7 +24,8 @@ from vipd.backends.iptables.compile import Program
 from vipd.backends.iptables.driver import IptablesDriver
 from vipd.backends.protocol import Committed
 from vipd.backends.xtables import Variant, Xtables
-from vipd.proxy.errors import Busy, Rejected, UnknownResult
+from vipd.proxy.errors import Busy, OutOfStep, Rejected, UnknownResult
+from vipd.proxy.model import Algorithm
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Endpoint, VirtualServer
 
@@ -92,6 +93,36 @@ def test_changes_lead_where_a_fresh_start_leads(variant: Variant) -> None:
             plan, program = COMPILER.plan_changes(program, Changes(changes))
             assert (await driver.commit(plan)).rejected == {}
             assert await left_to_do(driver, program) == ""
+
+    in_namespace(do)
+
+
+@pytest.mark.parametrize("endpoints", [7, 32, 203])
+def test_the_kernel_takes_a_source_hash_of_many(variant: Variant, endpoints: int) -> None:
+    async def do() -> None:
+        driver = IptablesDriver(variant=variant)
+        targets = [f"10.244.{number // 200}.{number % 200 + 1}" for number in range(endpoints)]
+        one = server(7, *targets, algorithm=Algorithm.SOURCE_HASH)
+        program, done = await set_up(driver, [one])
+        assert done.rejected == {}
+        assert await left_to_do(driver, program) == ""
+
+    in_namespace(do)
+
+
+def test_a_change_meets_tables_that_somebody_flushed(variant: Variant) -> None:
+    async def do() -> None:
+        driver = IptablesDriver(variant=variant)
+        servers = many(10)
+        program, _ = await set_up(driver, servers)
+        tell(variant, "*nat\n-F PREROUTING\n-F VIPD-SERVICES\nCOMMIT\n")
+        other = server(7, "10.244.7.9")
+        plan, after = COMPILER.plan_changes(program, Changes({other.key: other}))
+        with pytest.raises(OutOfStep):
+            await driver.commit(plan)
+        plan, _ = COMPILER.plan(await driver.observe(), after)
+        await driver.commit(plan)
+        assert await left_to_do(driver, after) == ""
 
     in_namespace(do)
 
