@@ -224,6 +224,7 @@ class Switching:
 
     def _started(self) -> None:
         """The serving dataplane is complete: what other modes left may drain."""
+        self._save()  # not before: a mode that cannot even start must not outlast the attempt
         self._on_synced()
         self._clearing = self._spawn(self._drain_leftovers())
 
