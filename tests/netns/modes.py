@@ -82,8 +82,9 @@ def named(marker: pytest.Mark | None) -> list[Mode]:
 def kept(items: list[pytest.Item]) -> list[pytest.Item]:
     """The tests that are worth their time.
 
-    Where a mode is not cheap these are the essential ones, each with two of the four flavours, or
-    with one under emulation: the next ones in turn, so that every flavour is met.
+    The nftables mode runs everything. The others meet each test with two of the four flavours, or
+    with one under emulation: the next ones in turn, so that every flavour is met. Where a mode is
+    not cheap, only the essential tests are run.
     """
     if CHOICE in os.environ:
         return items
@@ -98,9 +99,9 @@ _TURNS = ("IPv4-TCP", "IPv4-UDP", "IPv6-UDP", "IPv6-TCP")
 def _is_kept(item: pytest.Item, numbers: dict[str, int]) -> bool:
     values = getattr(item, "callspec", None)
     mode = values.params.get("mode") if values is not None else None
-    if not isinstance(mode, Mode) or mode.is_cheap:
+    if not isinstance(mode, Mode) or (mode.is_cheap and not mode.program):
         return True
-    if item.get_closest_marker("essential") is None:
+    if not mode.is_cheap and item.get_closest_marker("essential") is None:
         return False
     flavour = str(values.params["flavour"]) if values and "flavour" in values.params else None
     if flavour is None:

@@ -33,7 +33,6 @@ NEED_IPVS = (
     else {
         "test_cluster_ip": "ipvs and IPv4-TCP",
         "test_ipvs_kernel": "textbook or others_have or listens_there or keeps_its or adopts",
-        "test_switch": "TestEachPair and (nftables-ipvs or ipvs-nftables)",
     }
 )
 """Files of tests/netns, and what of each needs IPVS and is run here (as for `pytest -k`)."""
