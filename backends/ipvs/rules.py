@@ -168,14 +168,11 @@ def _marks(family: Family, network: NodeNetwork) -> Iterable[Chain]:
     ]
     if pods:
         rules.append(Rule(f"{_matched(family, CLUSTER, 'dst,dst')} -j {PODS}"))
-        yield Chain(
-            "nat",
-            PODS,
-            (
-                *(Rule(f"{one} -j RETURN") for one in pods),
-                Rule(mark, "off-cluster source: masquerade"),
-            ),
-        )
+        told = [*(Rule(f"{one} -j RETURN") for one in pods)]
+        told.append(Rule(mark, "off-cluster source: masquerade"))
+    else:  # the chain stays, so that no change of the network leaves one behind
+        told = [Rule("-j RETURN", "pods cannot be told")]
+    yield Chain("nat", PODS, tuple(told))
     yield Chain(
         "nat",
         MARK,
