@@ -4,6 +4,7 @@ Lives here: what is shown of vipd, with the addresses and ports of examples/. Mu
 stop anything (demo.py), nor know how requests are made (lab_ask.py) or drawn (lab_show.py).
 """
 
+import http.client
 import socket
 import subprocess
 import time
@@ -277,8 +278,10 @@ def _who(kept: socket.socket) -> str:
     """Ask over a connection that stays open; return the pod's name."""
     try:
         kept.sendall(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
-        return kept.recv(65536).decode(errors="replace").rpartition("\r\n\r\n")[2]
-    except OSError as failure:
+        response = http.client.HTTPResponse(kept)
+        response.begin()
+        return response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as failure:
         return str(failure)
 
 

@@ -31,12 +31,11 @@ NEED_IPVS = (
     }
     if ALL
     else {
-        "test_cluster_ip": "ipvs and IPv4-TCP",
         "test_ipvs_kernel": "textbook or others_have or listens_there or keeps_its or adopts",
     }
 )
 """Files of tests/netns, and what of each needs IPVS and is run here (as for `pytest -k`)."""
-IN_ANY_CASE = {"test_services": "nftables" if ALL else "nftables and IPv4-TCP"}
+IN_ANY_CASE = {"test_services": "nftables"} if ALL else {}
 """What is run here also where the host has IPVS: nftables of another kernel version."""
 LIMITS = machine.Limits(deadline=1800, silence=600)
 
