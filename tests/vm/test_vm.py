@@ -31,7 +31,7 @@ NEED_IPVS = (
     }
     if ALL
     else {
-        "test_ipvs_kernel": "textbook or others_have or listens_there or keeps_its or adopts",
+        "test_ipvs_kernel": "textbook or others_have or keeps_its",
     }
 )
 """Files of tests/netns, and what of each needs IPVS and is run here (as for `pytest -k`)."""
