@@ -182,7 +182,6 @@ def _empty(family: Family) -> list[Rule]:
     limited = match_set("LIMITED", family, "dst,dst")
     not_allowed = match_set("SOURCES", family, "dst,dst,src", negated=True)
     return [
-        _TRANSLATED,
         _KEEP,
         Rule(f"{limited} {not_allowed}", "-j DROP"),
         Rule(match_set("REJECT", family, "dst,dst"), f"-g {REFUSE}"),
@@ -191,15 +190,20 @@ def _empty(family: Family) -> list[Rule]:
 
 
 def _refusing(network: NodeNetwork, family: Family) -> Chain:
-    """What passes or leaves untranslated: no endpoints, unknown port, unallocated address."""
+    """What passes or leaves untranslated: no endpoints, unknown port, unallocated address.
+
+    Also what nobody knows of a TCP connection any more, `lost`: the client is told at once.
+    """
     unallocated = [Rule(f"-d {one}", "-j DROP") for one in _of(network.service_cidrs, family)]
     unknown = Rule(match_set("CLUSTER-IPS", family, "dst"), f"-g {REFUSE}")
-    return Chain(SERVICES, (*_empty(family), unknown, *unallocated), _PORTALS)
+    lost = Rule(f"{NOT_A_SYN} {match_set('CLUSTER-IPS', family, 'dst')}", f"-g {REFUSE}")
+    rules = (_TRANSLATED, lost, *_empty(family), unknown, *unallocated)
+    return Chain(SERVICES, rules, _PORTALS)
 
 
 def _refusing_arrivals(network: NodeNetwork, family: Family) -> Chain:
     """What arrives at this node untranslated: no endpoints, also of node ports."""
-    rules = _empty(family)
+    rules = [_TRANSLATED, *_empty(family)]
     own = node_port_matches(network, family)
     if own:
         rules.append(Rule(f"-d {LOOPBACK[family]}", "-j RETURN"))

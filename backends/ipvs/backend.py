@@ -42,7 +42,8 @@ DIFFERENCES = (
     ),
     Difference(
         "unknown-ports-are-refused",
-        "a port that no service has is refused on external and load-balancer addresses, too",
+        "a port that no service has, and a TCP connection that nobody knows, is refused on "
+        "external and load-balancer addresses, too",
     ),
     Difference(
         "pings-are-answered",

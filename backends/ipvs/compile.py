@@ -132,15 +132,16 @@ def _things_at(server: VirtualServer, address: Address, program: Program) -> dic
     scheduler = choose(server.scheduler, server.algorithm, chosen, program.default_scheduler)
     made: dict[Thing, Value] = {}
     own = key.address is None or address in program.network.own_addresses
-    if not own:
-        made[Route(family, address)] = source(family, program.network)
     for member in _members(server, address, chosen):
         made[member] = ""
+    if not own:
+        made[Member(family, GUARDED, str(address))] = ""
     made[service] = Manner(scheduler, server.affinity_seconds or 0)
     for one in chosen:
         made[Destination(service, one.address, one.port)] = one.weight
     if not own:
-        made[Member(family, GUARDED, str(address))] = ""
+        # Last: from here on the node takes what is sent to the address.
+        made[Route(family, address)] = source(family, program.network)
     return made
 
 

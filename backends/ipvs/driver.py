@@ -204,10 +204,10 @@ class IpvsDriver:
             if unit.conflict and unit.key is not None
         }
         work = Work(units, lambda unit: self._departing.adapted(unit.now))
-        work.failed(await self._routes(work.batch(batches.brings_route)))
         work.failed(await self._firewall.members(work.batch(batches.brings_member)))
         work.failed(await self._ipvs(work.batch(batches.brings_service)))
         work.failed(await self._ipvs(work.batch(batches.brings_destination)))
+        work.failed(await self._routes(work.batch(batches.brings_route)))
         await self._take(
             [
                 *work.batch(batches.takes_ipvs),

@@ -331,11 +331,16 @@ def _unit(key: Key | None, old: Mapping[Thing, Value], new: Mapping[Thing, Value
                     later.append(gone)
             case _:
                 now.append(gone)
+    now.sort(key=lambda one: isinstance(one.thing, Member) and one.verb is DELETE)
     return Unit(key, (*add, *now), tuple(sorted(later, key=_last)))
 
 
 def _last(one: Operation) -> int:
-    """Order what goes later: real servers, services, routes, then what guards their addresses."""
+    """Order what goes later: real servers, services, routes, then what guards their addresses.
+
+    The record that a service is ours goes before its refusal, and both before the guard, which
+    refuses what has no record.
+    """
     match one.thing:
         case Destination():
             return 0
@@ -343,6 +348,10 @@ def _last(one: Operation) -> int:
             return 1
         case Route():
             return 2
+        case Member(set=name) if name in _REFUSALS:
+            return 4
+        case Member(set=name) if name == GUARDED:
+            return 5
         case _:
             return 3
 

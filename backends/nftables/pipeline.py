@@ -269,6 +269,9 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
     """What is left untranslated: no endpoints, unknown port, unallocated address."""
     w = WORDS[family]
     no_endpoints = Rule(f"{w.k} vmap @no-endpoints")
+    lost = Rule(
+        f"{NOT_A_SYN} {w.daddr} @cluster-ips goto refuse", "a connection that nobody knows: reset"
+    )
     keep = Rule(f"{NOT_A_SYN} return", "a connection in mid-stream keeps its way")
     translated = Rule(
         f"ct mark and {GENERATION_MASK} == {GENERATION} ct status dnat return",
@@ -276,6 +279,7 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
     )
     passing = [
         translated,
+        lost,
         keep,
         no_endpoints,
         Rule(f"{w.daddr} @cluster-ips goto refuse", "unknown port"),

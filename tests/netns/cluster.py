@@ -266,6 +266,13 @@ def outside_ip(number: int, family: Family) -> Address:
     return parse_address(f"2001:db8:113::{number:x}")
 
 
+SECOND_ADDRESS = {
+    Family.IPV4: parse_address("203.0.113.254"),
+    Family.IPV6: parse_address("2001:db8:113::fffe"),
+}
+"""For a host that is to have another address, to which `outside` knows the way; no service's."""
+
+
 class QuickDaemon(Daemon):
     """Asks the control socket itself, which takes less time than `vipd status`."""
 
@@ -409,6 +416,17 @@ class Cluster:
         self.nft("flush", "ruleset")
 
     # Packets
+
+    @contextlib.contextmanager
+    def having(self, host: str, address: Address, device: str = "lo") -> Iterator[Address]:
+        """Let a host have an address, for a while only: tests that come later use the same ones."""
+        where = [str(address), "dev", device]
+        nodad = ["nodad"] if address.version == 6 else []
+        self.lab.exec(host, ["ip", "address", "add", *where, *nodad], check=True)
+        try:
+            yield address
+        finally:
+            self.lab.exec(host, ["ip", "address", "delete", *where], check=True)
 
     def outcome(self, client: str, way: Way, to: Address, port: int) -> str:
         """What one request meets. Silence is met twice, so that a busy machine makes none."""

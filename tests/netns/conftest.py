@@ -5,12 +5,13 @@ daemon takes `new_cluster` and must be in a module where nothing takes `cluster`
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.netns.cluster import FLAVOURS, Cluster, Flavour
 from tests.netns.modes import EMULATED, NFTABLES, Mode, kept, named
+from tests.netns.planes import evidence, ours
 
 from vipd.bench.lab import Lab, obstacle, running
 
@@ -42,6 +43,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if len(left) < len(items):
         config.hook.pytest_deselected(items=[one for one in items if one not in set(left)])
         items[:] = left
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a failure show what the kernel had at that moment: some of them cannot be repeated."""
+    report = yield
+    lab = getattr(item, "funcargs", {}).get("lab")
+    if report.when == "call" and report.failed and isinstance(lab, Lab):
+        report.sections += evidence(lab)
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +104,12 @@ def module_cluster(
         yield built
     finally:
         built.stop()
-        built.wipe()
+        _wipe(built)
+
+
+def _wipe(cluster: Cluster) -> None:
+    cluster.wipe()
+    assert ours(cluster.lab) == [], "this would meet the tests that come next"
 
 
 @pytest.fixture
@@ -114,7 +132,7 @@ def new_cluster(lab: Lab, tmp_path: Path, mode: Mode) -> Iterator[Callable[..., 
     yield make
     for one in made:
         one.stop()
-        one.wipe()
+        _wipe(one)
 
 
 @pytest.fixture(params=FLAVOURS, ids=str)

@@ -106,6 +106,17 @@ def ours(lab: Lab) -> list[str]:
     ]
 
 
+def evidence(lab: Lab) -> list[tuple[str, str]]:
+    """What the node knew and did, each with its title: for reading after a failure."""
+    commands = (
+        ("cat", "/proc/net/nf_conntrack"),
+        ("ip", "neigh"),
+        ("cat", "/proc/net/netstat", "/proc/net/snmp"),
+    )
+    told = [(" ".join(one), "\n".join(_printed(lab, *one)[-200:])) for one in commands]
+    return [*told, ("ours in the kernel", "\n".join(ours(lab)[-400:]))]
+
+
 _MARKS = {
     "nftables": (r"nft", r"table ip6? vipd \{"),
     "iptables": (r"ip6?tables-.*", r"VIPD-SVC-"),

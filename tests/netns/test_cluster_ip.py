@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+from collections.abc import Iterator
 
 import pytest
 from tests.netns.cluster import (
@@ -166,13 +167,9 @@ class TestServiceCIDR:
     """Beyond the node somebody refuses what he gets: only a drop here makes silence of it."""
 
     @pytest.fixture
-    def elsewhere(self, cluster: Cluster, flavour: Flavour) -> Address:
-        address = cluster_ip(50000, flavour.family)
-        bits = 128 if flavour.family == 6 else 32
-        cluster.lab.exec(
-            "outside", ["ip", "address", "replace", f"{address}/{bits}", "dev", "lo"], check=True
-        )
-        return address
+    def elsewhere(self, cluster: Cluster, flavour: Flavour) -> Iterator[Address]:
+        with cluster.having("outside", cluster_ip(50000, flavour.family)) as address:
+            yield address
 
     @pytest.mark.parametrize("client", ["client-1", "node"])
     def test_an_address_of_no_service_is_dropped(

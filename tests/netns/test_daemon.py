@@ -376,11 +376,12 @@ class TestGuard:
     ) -> None:
         served = cluster.serve(flavour, *pods)
         far = served.outside_address
-        bits = 128 if flavour is TCP6 else 32
         lab = cluster.lab
-        lab.exec("outside", ["ip", "address", "replace", f"{far}/{bits}", "dev", "lo"], check=True)
         lab.serve("outside")
-        with held(cluster, client, far, TCP_PORT) as direct:
+        with (
+            cluster.having("outside", far),
+            held(cluster, client, far, TCP_PORT) as direct,
+        ):
             assert direct.who() == "outside"
             served.change(externalIPs=[str(far)], ports=[served.port(port=TCP_PORT)])
             assert direct.who() == "outside"

@@ -44,6 +44,9 @@ def test_at_the_deadline_connections_are_cut_and_counted(new_cluster: NewCluster
         served.endpoints("web-2", served.endpoint("web-1", ready=False, terminating=True))
         until(lambda: cluster.status().flows_cut == len(first), "their flows are cut")
         assert {one.who() for one in second} == {"web-2"}
+        for one in first:
+            with pytest.raises(ConnectionResetError):  # told at once, not left to time out
+                one.who()
 
 
 def test_a_udp_client_that_keeps_its_port_reaches_who_comes_after(new_cluster: NewCluster) -> None:

@@ -7,6 +7,7 @@ from tests.netns.cluster import (
     LOCAL,
     REFUSED,
     REMOTE,
+    SECOND_ADDRESS,
     SILENCE,
     Cluster,
     Flavour,
@@ -145,9 +146,10 @@ class TestNodePort:
 
     @pytest.mark.essential
     def test_a_secondary_address_of_the_node_does_not_answer(self, served: Served) -> None:
-        second = secondary(served.cluster, served.flavour.family)
-        for client in ("outside", "node"):
-            assert served.outcome(client, second, served.node_port) == REFUSED
+        address = SECOND_ADDRESS[served.flavour.family]
+        with served.cluster.having("node", address, "eth0") as second:
+            for client in ("outside", "node"):
+                assert served.outcome(client, second, served.node_port) == REFUSED
 
     def test_other_ports_of_the_node_are_its_own(self, served: Served) -> None:
         address, port = served.on_node()
@@ -178,15 +180,6 @@ class TestNodePort:
         assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
 
 
-def secondary(cluster: Cluster, family: Family) -> Address:
-    """Give the node another address that `outside` knows the way to."""
-    address = parse_address("203.0.113.254" if family is Family.IPV4 else "2001:db8:113::fffe")
-    bits = 32 if family is Family.IPV4 else 128
-    command = ["ip", "address", "replace", f"{address}/{bits}", "dev", "eth0"]
-    cluster.lab.exec("node", command if bits == 32 else [*command, "nodad"], check=True)
-    return address
-
-
 class TestLoadBalancer:
     @pytest.fixture
     def served(self, cluster: Cluster, flavour: Flavour) -> Served:
@@ -195,20 +188,19 @@ class TestLoadBalancer:
     @pytest.mark.essential
     def test_mode_vip_is_captured_and_mode_proxy_is_not(self, served: Served) -> None:
         vip = served.outside_address
-        outside_refuses(served)
-        served.change(status=ingress(vip, ipMode="VIP"))
-        assert served.outcome("client-1", vip) == f"{LOCAL} saw node"
-        served.change(status=ingress(vip, ipMode="Proxy"))
-        assert served.outcome("client-1", vip) == REFUSED  # by the load balancer itself
-        served.change(status=ingress(vip))
-        assert served.outcome("client-1", vip) == f"{LOCAL} saw node"
+        with served.cluster.having("outside", vip):  # it then refuses; else it says nothing
+            served.change(status=ingress(vip, ipMode="VIP"))
+            assert served.outcome("client-1", vip) == f"{LOCAL} saw node"
+            served.change(status=ingress(vip, ipMode="Proxy"))
+            assert served.outcome("client-1", vip) == REFUSED  # by the load balancer itself
+            served.change(status=ingress(vip))
+            assert served.outcome("client-1", vip) == f"{LOCAL} saw node"
 
     def test_an_unknown_port_goes_on_to_whoever_has_the_address(self, served: Served) -> None:
         vip = served.outside_address
-        outside_refuses(served)
-        served.change(status=ingress(vip))
-        assert served.outcome("client-1", vip, 81) == REFUSED
-        outside_refuses(served, refuses=False)
+        with served.cluster.having("outside", vip):
+            served.change(status=ingress(vip))
+            assert served.outcome("client-1", vip, 81) == REFUSED
         assert served.outcome("client-1", vip, 81) == SILENCE
 
     def test_without_node_ports(self, served: Served) -> None:
@@ -220,14 +212,6 @@ class TestLoadBalancer:
         )
         assert served.outcome("outside", served.outside_address) == f"{LOCAL} saw node"
         assert served.outcome("outside", *served.on_node()) == REFUSED
-
-
-def outside_refuses(served: Served, *, refuses: bool = True) -> None:
-    """Let `outside` have the address too (it then refuses), or not (it then says nothing)."""
-    verb = "replace" if refuses else "delete"
-    bits = 32 if served.flavour.family is Family.IPV4 else 128
-    where = f"{served.outside_address}/{bits}"
-    served.cluster.lab.exec("outside", ["ip", "address", verb, where, "dev", "lo"], check=True)
 
 
 class TestSourceRanges:
@@ -267,13 +251,8 @@ class TestSourceRanges:
     def test_the_vip_as_source_is_admitted_with_the_node(self, served: Served) -> None:
         served.change(loadBalancerSourceRanges=around(served, "node"))
         vip = served.outside_address
-        bits = 32 if served.flavour.family is Family.IPV4 else 128
-        lab = served.cluster.lab
-        lab.exec("node", ["ip", "address", "replace", f"{vip}/{bits}", "dev", "lo"], check=True)
-        try:
+        with served.cluster.having("node", vip):
             assert served.ask("node", vip, source=vip).pod == LOCAL
-        finally:
-            lab.exec("node", ["ip", "address", "delete", f"{vip}/{bits}", "dev", "lo"], check=True)
 
     @pytest.mark.essential
     def test_ranges_restrict_no_other_address(self, served: Served) -> None:

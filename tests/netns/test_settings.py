@@ -4,10 +4,20 @@ import re
 from collections.abc import Callable
 
 import pytest
-from tests.netns.cluster import LOCAL, REFUSED, REMOTE, TCP4, UDP6, Cluster, Flavour, every
+from tests.netns.cluster import (
+    LOCAL,
+    REFUSED,
+    REMOTE,
+    SECOND_ADDRESS,
+    TCP4,
+    UDP6,
+    Cluster,
+    Flavour,
+    every,
+)
 from tests.netns.modes import MODES
 
-from vipd.proxy.names import Address, Family, parse_address
+from vipd.proxy.names import Family, parse_address
 
 pytestmark = [pytest.mark.netns, pytest.mark.modes(*MODES)]
 
@@ -102,12 +112,12 @@ def test_node_port_addresses(
 ) -> None:
     cluster = new_cluster("--nodeport-addresses", ranges)
     cluster.start()
-    address = second_address(cluster, flavour.family)
-    served = cluster.serve(flavour, LOCAL, type="NodePort")
-    for client in ("outside", "node"):
-        for place, answers in ((served.on_node()[0], primary), (address, second)):
-            expected = f"{LOCAL} saw node" if answers else REFUSED
-            assert served.outcome(client, place, served.node_port) == expected
+    with cluster.having("node", SECOND_ADDRESS[flavour.family], "eth0") as address:
+        served = cluster.serve(flavour, LOCAL, type="NodePort")
+        for client in ("outside", "node"):
+            for place, answers in ((served.on_node()[0], primary), (address, second)):
+                expected = f"{LOCAL} saw node" if answers else REFUSED
+                assert served.outcome(client, place, served.node_port) == expected
     loopback = parse_address("127.0.0.1" if flavour.family is Family.IPV4 else "::1")
     assert served.outcome("node", loopback, served.node_port) == REFUSED
     served.endpoints()
@@ -120,18 +130,9 @@ def test_a_list_of_one_family_leaves_the_other_open(
     other = "fd00:77::/64" if flavour.family is Family.IPV4 else "192.168.77.0/24"
     cluster = new_cluster("--nodeport-addresses", other)
     cluster.start()
-    second = second_address(cluster, flavour.family)
-    served = cluster.serve(flavour, LOCAL, type="NodePort")
-    assert served.outcome("outside", second, served.node_port) == f"{LOCAL} saw node"
-
-
-def second_address(cluster: Cluster, family: Family) -> Address:
-    """Give the node another address that `outside` knows the way to."""
-    address = parse_address("203.0.113.254" if family is Family.IPV4 else "2001:db8:113::fffe")
-    bits = 32 if family is Family.IPV4 else 128
-    command = ["ip", "address", "replace", f"{address}/{bits}", "dev", "eth0"]
-    cluster.lab.exec("node", command if bits == 32 else [*command, "nodad"], check=True)
-    return address
+    with cluster.having("node", SECOND_ADDRESS[flavour.family], "eth0") as second:
+        served = cluster.serve(flavour, LOCAL, type="NodePort")
+        assert served.outcome("outside", second, served.node_port) == f"{LOCAL} saw node"
 
 
 def test_another_masquerade_bit(new_cluster: NewCluster, flavour: Flavour) -> None:

@@ -260,6 +260,9 @@ def _sent(
     if verdict != "accept":
         return Outcome(verdict), left
     if not flight.translated:
+        lost = packet.protocol == "tcp" and not packet.syn and flight.destination not in own
+        if lost and flight.destination in flight.own:  # the node has no such connection
+            return Outcome("reject"), left
         return Outcome("pass", masqueraded=flight.masqueraded), left
     masqueraded = flight.masqueraded and flight.destination not in flight.own
     return Outcome("dnat", f"{flight.destination} . {flight.port}", masqueraded), left

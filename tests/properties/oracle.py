@@ -33,16 +33,17 @@ def promised(table: table_of.Table, packet: Packet, own: frozenset[Address]) -> 
 
 def shares(table: table_of.Table, packet: Packet, own: frozenset[Address]) -> Shares:
     """Return what becomes of the packet, endpoints by their weights."""
-    if packet.protocol == "tcp" and not packet.syn:
-        return {Outcome("pass"): Fraction(1)}
+    foreign = packet.destination not in own
+    to_cluster_ip = foreign and packet.destination in {
+        one.key.address for one in table.virtual_servers() if one.kind is Kind.CLUSTER
+    }
+    if packet.protocol == "tcp" and not packet.syn:  # of a connection that nobody knows any more
+        return {Outcome("reject" if to_cluster_ip else "pass"): Fraction(1)}
     server = addressed(table, packet, own)
     if server is not None:
         return _served(server, packet, table, own)
-    if packet.destination not in own:
-        cluster_ips = {
-            one.key.address for one in table.virtual_servers() if one.kind is Kind.CLUSTER
-        }
-        if packet.destination in cluster_ips:
+    if foreign:
+        if to_cluster_ip:
             return {Outcome("reject"): Fraction(1)}
         if _inside(packet.destination, table.network.service_cidrs):
             return {Outcome("drop"): Fraction(1)}

@@ -126,7 +126,7 @@ def words(text: str) -> list[str]:
     ]
 
 
-@lru_cache(maxsize=400_000)
+@lru_cache(maxsize=1 << 14)
 def parse(text: str, family: Family, table: str, hook: str = "") -> Rule:
     """Return a rule from what stands after ``-A CHAIN``; `hook` is set for a built-in chain."""
     return _Parser(text, family, table, hook).rule()

@@ -158,7 +158,7 @@ def damage_by_flush(variant: Variant) -> None:
         (damage_target, 3),
         (damage_jump, 1),
         (damage_by_adding, 6),
-        (damage_by_flush, 7),
+        (damage_by_flush, 8),
     ],
 )
 def test_what_somebody_changed_is_repaired_and_nothing_else(
