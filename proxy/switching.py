@@ -363,7 +363,7 @@ class Switching:
         self.report.ended = time.time()
         if failure:
             log.error("switch failed", to=self.report.target, why=failure)
-        else:
+        elif self.report.origin != self.report.target:
             log.info("switched", origin=self.report.origin, to=self.report.target)
 
     # What the watch over drains needs

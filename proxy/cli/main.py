@@ -5,6 +5,8 @@ that command is called, so that `vipd status` does not pay for `vipd bench`.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 degraded.
 """
 
+import errno
+import os
 import sys
 from importlib import import_module
 
@@ -67,7 +69,10 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every expected error is one sentence on standard error."""
     try:
-        cli.main(prog_name="vipd", standalone_mode=True)
+        try:
+            cli.main(prog_name="vipd", standalone_mode=True)
+        finally:
+            sys.stdout.flush()
     except ConfigError as error:
         click.echo(f"vipd: {error}", err=True)
         sys.exit(USAGE)
@@ -76,6 +81,12 @@ def main() -> None:
         sys.exit(FAILED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away: not worth a word
+        sys.exit(FAILED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries to write the rest at its end
+        click.echo(f"vipd: standard output: {error.strerror}", err=True)
         sys.exit(FAILED)
 
 

@@ -226,3 +226,13 @@ def test_the_reader_of_the_output_goes_away(manifests: Path) -> None:
         )
     assert "Traceback" not in done.stderr
     assert done.returncode != 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--version"], ["render", "--help"]], ids=" ".join)
+def test_an_output_that_is_full_is_one_sentence(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "vipd.proxy.cli", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    told = "vipd: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, told)
