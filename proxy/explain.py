@@ -306,6 +306,8 @@ _HOW = {
     Algorithm.SOURCE_HASH: "source-hash: a source address always gets the same slot; the shares "
     "are those of all sources together",
     Algorithm.MAGLEV: "maglev: source address and port decide; the shares are those of the table",
+    Algorithm.LEAST_CONNECTIONS: "least-connections: the endpoint with fewest connections for its "
+    "weight; the shares are those of connections that last equally long",
 }
 
 

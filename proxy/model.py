@@ -39,6 +39,8 @@ class Algorithm(StrEnum):
     ROUND_ROBIN = "round-robin"
     SOURCE_HASH = "source-hash"
     MAGLEV = "maglev"
+    LEAST_CONNECTIONS = "least-connections"
+    """The endpoint that has fewest connections for its weight, as far as this node knows."""
 
 
 SCHEDULERS: Mapping[str, str] = MappingProxyType(

@@ -18,6 +18,7 @@ from vipd.proxy.settings import DataplaneSettings
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
 DIFFERENCES = (
+    Difference("iptables-least-connections", "algorithm least-connections is served as random"),
     Difference("iptables-maglev", "algorithm maglev is served as random: there is no such match"),
     Difference(
         "iptables-round-robin",

@@ -56,6 +56,8 @@ def choose(
                 name = "mh"
             case Algorithm.ROUND_ROBIN:
                 name = "rr"
+            case Algorithm.LEAST_CONNECTIONS:
+                name = "lc"
             case Algorithm.RANDOM:
                 name = default
         if name in _WEIGHTED and len({one.weight for one in endpoints}) > 1:

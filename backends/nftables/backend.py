@@ -24,7 +24,9 @@ class NftablesCompiler:
     """The pure half (see Compiler)."""
 
     mode = "nftables"
-    differences: Sequence[Difference] = ()
+    differences: Sequence[Difference] = (
+        Difference("nftables-least-connections", "algorithm least-connections is served as random"),
+    )
     portion: int | None = 1_000
     """Enough for nft to run for a while, while the next portion is compiled."""
 

@@ -218,13 +218,20 @@ def has_own_chains(server: VirtualServer) -> bool:
     return server.affinity_seconds is not None or server.algorithm is Algorithm.ROUND_ROBIN
 
 
+def _algorithm(server: VirtualServer) -> Algorithm:
+    """Return the algorithm that stands for the wanted one: rules cannot count connections."""
+    if server.algorithm is Algorithm.LEAST_CONNECTIONS:
+        return Algorithm.RANDOM
+    return server.algorithm
+
+
 def chain_name(server: VirtualServer, count: int, *, local: bool) -> str:
     """Return the chain that picks among `count` slots of one of the two lists."""
     node_port = "node-port-" if server.key.address is None else ""
     policy = "local-" if local else ""
     if has_own_chains(server):
         return f"{node_port}{policy}{_own_name(server)}"
-    return f"{node_port}{policy}{server.algorithm}-{count}"
+    return f"{node_port}{policy}{_algorithm(server)}-{count}"
 
 
 def own_objects(one: Entry) -> Own:
@@ -238,7 +245,7 @@ def own_objects(one: Entry) -> Own:
         if not slots:
             continue
         name = chain_name(server, len(slots), local=local)
-        choice = pick(server.algorithm, len(slots), local, server.key.family)
+        choice = pick(_algorithm(server), len(slots), local, server.key.family)
         if server.affinity_seconds is None:
             target = "translate" if server.key.address is not None else "node-port-translate"
             rules: tuple[Rule, ...] = (Rule(f"meta priority set {choice}"), Rule(f"goto {target}"))

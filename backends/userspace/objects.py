@@ -1,0 +1,67 @@
+"""What userspace mode keeps, as values: the places that workers listen at, and how each forwards.
+
+Lives here: the values that the daemon and its workers share. Pure. Must not: know services
+(compile.py), sockets (driver.py) or connections (forwarder/).
+"""
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from vipd.proxy.model import Algorithm
+from vipd.proxy.names import Address, Family, Network, Protocol
+from vipd.proxy.virtualserver import Endpoint
+
+
+class Place(NamedTuple):
+    """Where workers listen: an address of this node, by a local route or its own, and a port."""
+
+    family: Family
+    protocol: Protocol
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.family is Family.IPV6 else str(self.address)
+        return f"{host}:{self.port}/{self.protocol}"
+
+
+class Forwarding(Struct, frozen=True, kw_only=True):
+    """How workers serve a place.
+
+    Endpoints have address, port and weight; what else is known of them is left out, so that it
+    changes nothing here.
+    """
+
+    owner: str
+    """``namespace/name:port`` of the service, for logs and counters."""
+    inside: tuple[Endpoint, ...]
+    """For sources inside: pods of this node, and the node itself. Sorted by address and port."""
+    outside: tuple[Endpoint, ...]
+    """For every other source; the same as `inside` but for external policy Local."""
+    algorithm: Algorithm = Algorithm.RANDOM
+    affinity_seconds: int | None = None
+    """How long a client stays with its endpoint after its last new connection; None: not at all."""
+    allowed_sources: tuple[Network, ...] | None = None
+    """Who may connect at all; None is everyone."""
+    sets_aside: bool = True
+    """Whether endpoints that refuse or time out are set aside for a while."""
+    proxy_protocol: bool = False
+    """Whether endpoints are told the client's address first, by PROXY protocol version 2."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether one worker has to serve all of it: it remembers what the others would not know.
+
+        Affinity, and numbers of connections, are exact only where one process sees them all.
+        """
+        return self.affinity_seconds is not None or self.algorithm is Algorithm.LEAST_CONNECTIONS
+
+
+class Surroundings(Struct, frozen=True):
+    """What of the node decides about sources: who is inside, and who is the node itself."""
+
+    pods: tuple[Network, ...] = ()
+    """Ranges of this cluster's pods, as far as the node knows them."""
+    own: tuple[Address, ...] = ()
+    """Addresses of this node."""
