@@ -6,9 +6,6 @@ compare programs (plan.py) or know the fixed rules (rules.py).
 
 from collections.abc import Iterable, Iterator
 
-from immutables import Map
-from msgspec import Struct
-
 from vipd.backends.ipvs.objects import (
     CLUSTER,
     DROPPED,
@@ -31,6 +28,7 @@ from vipd.backends.ipvs.objects import (
     member_text,
 )
 from vipd.backends.ipvs.schedulers import choose
+from vipd.backends.things import Entries
 from vipd.proxy.names import Address, Family, family_of
 from vipd.proxy.virtualserver import (
     Endpoint,
@@ -43,17 +41,13 @@ from vipd.proxy.virtualserver import (
 )
 
 
-class Program(Struct, frozen=True):
+class Program(Entries, frozen=True):
     """What should be in the kernel. Immutable: a change shares the rest.
 
-    `shared` counts the virtual servers that need a thing which several can need: the route to an
-    address, its guard, a hairpin pair.
+    Shared are the route to an address, its guard, and a hairpin pair.
     """
 
-    network: NodeNetwork
     default_scheduler: str
-    entries: Map[Key, VirtualServer]
-    shared: "Map[Thing, int]"
 
 
 def things(program: Program, key: Key) -> dict[Thing, Value]:

@@ -11,10 +11,10 @@ what has to wait until its connections have ended stands in `later`.
 from collections.abc import Iterable, Mapping
 
 from immutables import Map
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from vipd.backends.ipvs import compile as compiling
-from vipd.backends.ipvs.compile import Program, things
+from vipd.backends import things as shared
+from vipd.backends.ipvs.compile import Program, beside, is_shared, things
 from vipd.backends.ipvs.objects import (
     ADD,
     DELETE,
@@ -35,6 +35,7 @@ from vipd.backends.ipvs.objects import (
 )
 from vipd.backends.ipvs.observed import Observed, record
 from vipd.backends.ipvs.rules import Chain, chains
+from vipd.backends.things import Rules, against, changed, counted
 from vipd.proxy.names import Family, Protocol
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
@@ -116,128 +117,41 @@ def compile_program(
 ) -> Program:
     """Return the program that serves these virtual servers."""
     entries = Map({one.key: one for one in servers})
-    program = Program(network, default_scheduler, entries, Map())
-    counts: dict[Thing, int] = {}
-    for key in entries:
-        for thing in things(program, key):
-            if compiling.is_shared(thing):
-                counts[thing] = counts.get(thing, 0) + 1
-    return structs.replace(program, shared=Map(counts))
+    return counted(Program(network, entries, Map(), default_scheduler), _RULES)
 
 
 def plan(observed: Observed | None, wanted: Program) -> tuple[IpvsPlan, Program]:
     """Return the plan from what the kernel has to `wanted`. History decides nothing here."""
     seen = observed or Observed()
-    left = dict(seen.things)
     units = []
-    brought: set[Thing] = set()
-    for key in sorted(wanted.entries, key=Key.sort_key):  # the same text for the same services
-        new = things(wanted, key)
-        conflict = _conflict(new, seen)
-        if conflict:
-            units.append(Unit(key, conflict=conflict))
-            new = {}
-        old: dict[Thing, Value] = {}
-        for thing, value in new.items():
-            if thing in brought:
-                old[thing] = value
-            elif thing in seen.things:
-                old[thing] = seen.things[thing]
-                left.pop(thing, None)
-            if compiling.is_shared(thing):
-                brought.add(thing)
-        unit = _unit(key, old, new)
+    for (key, old, new), why in against(
+        seen.things, wanted, _RULES, lambda new: _conflict(new, seen)
+    ):
+        unit = Unit(key, conflict=why) if why else _unit(key, old, new)
         if unit:
             units.append(unit)
-    stray = _unit(None, left, {})
-    if stray:
-        units.append(stray)
     return IpvsPlan(_prologue(seen, wanted.network), tuple(units)), wanted
 
 
 def plan_changes(programmed: Program, changes: Changes) -> tuple[IpvsPlan, Program]:
     """Return the plan for one change, and the program after it. O(change)."""
-    network = changes.network or programmed.network
-    keys = dict.fromkeys(changes.virtual_servers)
-    entries = programmed.entries.mutate()
-    for key, server in changes.virtual_servers.items():
-        if server is None:
-            entries.pop(key, None)
-        else:
-            entries[key] = server
-    after = structs.replace(programmed, network=network, entries=entries.finish())
-    if _places(network) != _places(programmed.network):
-        keys |= dict.fromkeys(programmed.entries)
-    for key in list(keys):
-        keys |= dict.fromkeys(compiling.beside(after, key))
-        keys |= dict.fromkeys(compiling.beside(programmed, key))
-    counts = after.shared.mutate()
-    pairs = []
-    for key in sorted(keys, key=Key.sort_key):
-        old, new = things(programmed, key), things(after, key)
-        if old == new:
-            continue
-        for thing in old:
-            if compiling.is_shared(thing):
-                counts[thing] = counts.get(thing, 0) - 1
-        for thing in new:
-            if compiling.is_shared(thing):
-                counts[thing] = counts.get(thing, 0) + 1
-        pairs.append((key, old, new))
-    gone = {
-        one
-        for _, old, _ in pairs
-        for one in old
-        if compiling.is_shared(one) and counts.get(one) == 0
-    }
-    units = []
-    brought: set[Thing] = set()
-    for key, old, new in pairs:
-        kept = {one: value for one, value in old.items() if _stays(one, new, gone)}
-        # What another virtual server has brought is there already.
-        there = {
-            one: value
-            for one, value in new.items()
-            if compiling.is_shared(one) and (one in brought or programmed.shared.get(one, 0) > 0)
-        }
-        brought |= {one for one in new if compiling.is_shared(one)}
-        unit = _unit(key, {**there, **old}, {**kept, **new})
-        gone -= set(old)  # taken away by the first that had it
-        if unit:
-            units.append(unit)
-    for thing in [one for _, old, _ in pairs for one in old]:
-        if counts.get(thing) == 0:
-            del counts[thing]
+    differences, after = changed(programmed, changes, _RULES)
+    units = tuple(unit for one in differences if (unit := _unit(*one)))
     prologue = Prologue()
     if changes.network is not None:
         held = expected_rules(programmed.network)
-        prologue = _prologue(Observed(rules=held, sets=_all_sets()), network)
-    return IpvsPlan(prologue, tuple(units)), structs.replace(after, shared=counts.finish())
+        prologue = _prologue(Observed(rules=held, sets=_all_sets()), changes.network)
+    return IpvsPlan(prologue, units), after
 
 
 def without(before: Program, after: Program, rejected: Iterable[Key]) -> Program:
     """Return `after`, with the rejected virtual servers as they were in `before`."""
-    entries = after.entries.mutate()
-    counts = after.shared.mutate()
-    for key in rejected:
-        for program, step in ((after, -1), (before, +1)):
-            for thing in things(program, key):
-                if compiling.is_shared(thing):
-                    counts[thing] = counts.get(thing, 0) + step
-                    if counts[thing] == 0:
-                        del counts[thing]
-        if key in before.entries:
-            entries[key] = before.entries[key]
-        else:
-            entries.pop(key, None)
-    return structs.replace(after, entries=entries.finish(), shared=counts.finish())
+    return shared.without(before, after, rejected, _RULES)
 
 
 def expected(program: Program) -> Observed:
     """Return what a kernel has that holds exactly this program."""
-    held: dict[Thing, Value] = {}
-    for key in program.entries:
-        held |= things(program, key)
+    held = shared.expected(program, _RULES)
     return Observed(held, rules=expected_rules(program.network), sets=_all_sets())
 
 
@@ -283,6 +197,9 @@ def _places(network: NodeNetwork) -> object:
     return (network.own_addresses, network.primary_addresses, network.node_port_ranges)
 
 
+_RULES: Rules[Program, Thing, Value] = Rules(things, is_shared, beside, _places)
+
+
 def _conflict(new: Mapping[Thing, Value], seen: Observed) -> str:
     for thing in new:
         if isinstance(thing, Service) and thing in seen.foreign:
@@ -290,11 +207,6 @@ def _conflict(new: Mapping[Thing, Value], seen: Observed) -> str:
         if isinstance(thing, Route) and thing.address in seen.strange:
             return f"another program has the local route to {thing.address}"
     return ""
-
-
-def _stays(thing: Thing, new: Mapping[Thing, Value], gone: set[Thing]) -> bool:
-    """Return whether a shared thing that this server no longer needs is needed by another."""
-    return compiling.is_shared(thing) and thing not in new and thing not in gone
 
 
 def _unit(key: Key | None, old: Mapping[Thing, Value], new: Mapping[Thing, Value]) -> Unit:
