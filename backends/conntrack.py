@@ -23,6 +23,7 @@ from typing import ParamSpec, TypeVar
 
 from msgspec import Struct
 
+from vipd.backends.netlink import ADDRESS_FAMILY
 from vipd.backends.protocol import Departed, Flows
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult, Unsupported
 from vipd.proxy.names import Address, Family, Protocol
@@ -43,8 +44,7 @@ _MARK_MASK, _FILTER, _STATUS_MASK = 21, 25, 26
 _FILTER_DESTINATION, _FILTER_PROTOCOL, _FILTER_PORT = 1 << 1, 1 << 3, 1 << 5
 _SEEN_REPLY = 1 << 1
 _TIME_WAIT, _CLOSE = 7, 8
-_ADDRESS_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_FAMILIES: Mapping[int, Family] = {number: family for family, number in _ADDRESS_FAMILY.items()}
+_FAMILIES: Mapping[int, Family] = {number: family for family, number in ADDRESS_FAMILY.items()}
 _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 _PROTOCOLS = {number: protocol for protocol, number in _NUMBERS.items()}
 
@@ -115,7 +115,7 @@ async def forget_unreplied(keys: Collection[Key], own_addresses: Collection[Addr
     """
     places = {_place(key) for key in keys if key.address is not None}
     ports = {_place(key) for key in keys if key.address is None}
-    own = [(_ADDRESS_FAMILY[_family(one)], one.packed) for one in own_addresses]
+    own = [(ADDRESS_FAMILY[_family(one)], one.packed) for one in own_addresses]
     places |= {
         (family, packed, number, port)
         for family, packed in own
@@ -348,7 +348,7 @@ def _place(key: Key) -> Place:
     """Return a key as the kernel has it; the address of a node port is empty."""
     packed = b"" if key.address is None else key.address.packed
     number = _NUMBERS[key.protocol]
-    return (_ADDRESS_FAMILY[key.family], packed, number, struct.pack(">H", key.port))
+    return (ADDRESS_FAMILY[key.family], packed, number, struct.pack(">H", key.port))
 
 
 def _place_of(address: Address, protocol: Protocol, port: int) -> Place:

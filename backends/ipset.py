@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from vipd.backends.netlink import ADDRESS_FAMILY
 from vipd.proxy.errors import (
     Busy,
     DataplaneError,
@@ -50,7 +51,6 @@ _IP, _CIDR, _PORT, _PROTO, _IP2, _CIDR2 = 1, 3, 4, 7, 20, 21
 _NESTED, _NETWORK_ORDER, _TYPE_MASK = 0x8000, 0x4000, 0x3FFF
 _NAMES_ONLY = 2
 _VERSION = 6
-_ADDRESS_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _PROTOCOLS = {"tcp": 6, "udp": 17, "udplite": 136, "sctp": 132, "icmp": 1, "icmpv6": 58}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 _FULL = 4352
@@ -212,7 +212,7 @@ async def _create(sets: "AsyncIPSet", spec: SetSpec) -> None:
     await sets.create(
         spec.name,
         stype=spec.type,
-        family=_ADDRESS_FAMILY[spec.family] if hashed else socket.AF_UNSPEC,
+        family=ADDRESS_FAMILY[spec.family] if hashed else socket.AF_UNSPEC,
         exclusive=False,
         maxelem=spec.size if hashed else None,
         timeout=spec.timeout,

@@ -271,9 +271,11 @@ async def _services(
     """Return the virtual servers whose address is on the device or in one of the sets."""
     from vipd.backends.ipvs.objects import ROUTE_PROTOCOL, SERVED, member_text
     from vipd.backends.ipvs.objects import set_name as our_set_name
+    from vipd.backends.local_routes import LocalRoutes
 
     listed = await asyncio.to_thread(kernel.services)
-    routes = await asyncio.to_thread(kernel.local_routes) if listed else []
+    local_routes = LocalRoutes(ROUTE_PROTOCOL)
+    routes = await asyncio.to_thread(local_routes.listed) if listed else []
     node = {one.address for one in routes if one.protocol != ROUTE_PROTOCOL}
     places: set[str] = set()
     ours: set[str] = set()

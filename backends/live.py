@@ -51,10 +51,12 @@ async def _of_mode(mode: str, program: Any, packet: Packet) -> Known:
             from vipd.backends.iptables import live as iptables
 
             return await iptables.counters(program, packet)
-        case _:
+        case "ipvs":
             from vipd.backends.ipvs import live as ipvs
 
             return await ipvs.counters(program, packet)
+        case _:
+            return Known(())  # what workers know is theirs; `vipd services` asks them
 
 
 async def _flows(packet: Packet) -> Sequence[str]:

@@ -207,9 +207,11 @@ class Driver(typing.Protocol[PlanIn, ObservedOut]):
     async def flows(self) -> Flows:
         """Return the established flows that this dataplane still carries."""
 
-    async def cut(self, departed: Sequence[Departed]) -> None:
-        """Forget endpoints that were kept for their old flows only. Connection tracking is not this
-        driver's: those who call it end the flows there."""
+    async def cut(self, departed: Sequence[Departed]) -> int:
+        """Forget endpoints that were kept for their old flows only; return how many flows it ended.
+
+        Connection tracking is not this driver's: those who call it end the flows there, and count
+        them."""
 
     async def leftovers(self) -> Sequence[str]:
         """Return what `teardown` would remove, in its words. Changes nothing."""

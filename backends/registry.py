@@ -13,11 +13,11 @@ from vipd.backends.protocol import Compiler, Driver
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.settings import DataplaneSettings
 
-MODES = ("nftables", "iptables", "ipvs")
+MODES = ("nftables", "iptables", "ipvs", "userspace")
 """In the order in which ``auto`` tries them."""
 AUTO = "auto"
 """Not a mode, but may be configured as one: the first of MODES that works on this host."""
-NEED_OWN_ADDRESSES = ("ipvs",)
+NEED_OWN_ADDRESSES = ("ipvs", "userspace")
 """Modes that have to know every address of this node's interfaces."""
 _DEFAULT = DataplaneSettings()
 WITH_SKELETON = ("nftables",)
@@ -56,5 +56,10 @@ def backend(
             from vipd.backends.ipvs.driver import IpvsDriver
 
             return Backend(IpvsCompiler(settings), IpvsDriver(settings, inherited, state))
+        case "userspace":
+            from vipd.backends.userspace.backend import UserspaceCompiler
+            from vipd.backends.userspace.driver import UserspaceDriver
+
+            return Backend(UserspaceCompiler(), UserspaceDriver(settings, inherited, state))
         case _:
             raise ConfigError("--mode", f"{mode!r} is no mode; there is: {', '.join(MODES)}")

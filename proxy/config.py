@@ -19,13 +19,20 @@ from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.model import SCHEDULERS
 from vipd.proxy.names import Address, Network, family_of, parse_address, parse_network
-from vipd.proxy.settings import DataplaneSettings, DetectLocal, IpvsSettings, NodeSettings
+from vipd.proxy.settings import (
+    DataplaneSettings,
+    DetectLocal,
+    IpvsSettings,
+    NodeSettings,
+    UserspaceSettings,
+)
 from vipd.proxy.sources.documents import DocumentError, documents, items
 
 API_VERSION = "vipd/v1alpha1"
 KIND = "VipdConfiguration"
 DEFAULT_SOCKET = "/run/vipd/vipd.sock"
 LONGEST_DRAIN_SECONDS = 86400
+MOST_WORKERS = 256
 LONGEST_IPVS_SECONDS = 2_147_483
 """31 bits of jiffies, of which there are up to 1,000 a second (ip_vs_ctl.c: ip_vs_set_timeout)."""
 
@@ -80,6 +87,13 @@ class IpvsSection(
     strict_arp: bool = False
 
 
+class UserspaceSection(Struct, frozen=True, forbid_unknown_fields=True):
+    """``userspace``: settings of that mode."""
+
+    workers: int = 0
+    """0: one for each processor."""
+
+
 class VipdConfiguration(
     Struct,
     rename={
@@ -120,6 +134,7 @@ class VipdConfiguration(
     node_port_addresses: list[str] | UnsetType = UNSET
     """CIDRs of own addresses that answer node ports, or ``primary``, the default."""
     ipvs: IpvsSection = IpvsSection()
+    userspace: UserspaceSection = UserspaceSection()
     drain_seconds: int = DataplaneSettings().drain_seconds
     socket: str = DEFAULT_SOCKET
     """Path of the control socket."""
@@ -214,6 +229,11 @@ def _dataplane(origin: str, told: VipdConfiguration, flags: Flags) -> DataplaneS
         why = f"must be between 0 and {LONGEST_DRAIN_SECONDS}"
         raise ConfigError(f"{origin}: drainSeconds", why)
 
+    workers = told.userspace.workers
+    if not 0 <= workers <= MOST_WORKERS:
+        why = f"{workers} is not between 0 and {MOST_WORKERS}"
+        raise ConfigError(f"{origin}: userspace.workers", why)
+
     def timeout(field: str, text: str) -> int:
         return _seconds(f"{origin}: ipvs.{field}", text, LONGEST_IPVS_SECONDS)
 
@@ -225,6 +245,7 @@ def _dataplane(origin: str, told: VipdConfiguration, flags: Flags) -> DataplaneS
             udp_timeout=timeout("udpTimeout", told.ipvs.udp_timeout),
             strict_arp=told.ipvs.strict_arp,
         ),
+        userspace=UserspaceSettings(workers=workers),
         drain_seconds=drain,
     )
 

@@ -34,10 +34,18 @@ class IpvsSettings(Struct, frozen=True, kw_only=True):
     """Answer ARP only for addresses of the interface asked (arp_ignore=1, arp_announce=2)."""
 
 
+class UserspaceSettings(Struct, frozen=True, kw_only=True):
+    """What the userspace dataplane is told."""
+
+    workers: int = 0
+    """Worker processes; 0: one for each processor that this process may use."""
+
+
 class DataplaneSettings(Struct, frozen=True, kw_only=True):
     """What the operator decides about dataplanes, beside what the resolved table says."""
 
     ipvs: IpvsSettings = IpvsSettings()
+    userspace: UserspaceSettings = UserspaceSettings()
     drain_seconds: int = 900
     """How long flows may go on to an endpoint that is gone or terminating, where its Service says
     nothing else, and what a dataplane that was left needs for its old flows."""

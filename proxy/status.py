@@ -33,6 +33,9 @@ class SwitchReport(Struct):
     failure: str = ""
     """Why it did not succeed; nothing is changed then. Empty while it is under way, and when it
     has succeeded."""
+    waits: str = ""
+    """The mode that serves until the target can: the two answer on the same addresses, and the old
+    one has to drain first. Empty where the target serves at once."""
 
 
 class DrainView(Struct, frozen=True):

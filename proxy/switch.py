@@ -15,6 +15,11 @@ from enum import StrEnum
 from msgspec import Struct, structs
 
 LONGEST_DRAIN_SECONDS = 86400
+ON_THE_ADDRESS = frozenset({"ipvs", "userspace"})
+"""Modes that answer on the service address itself: IPVS takes a packet before any listener sees it,
+so neither can take over while the other still has flows."""
+BETWEEN = ("nftables", "iptables")
+"""Modes that serve while one of those drains for the other: they translate before both."""
 MOST_LINES, LONGEST_LINE = 20, 300
 """Of what went wrong; it is told to people, and kept in the status."""
 
@@ -38,6 +43,14 @@ class Drain(Struct, frozen=True):
     """It is to be removed from the kernel now; it stands here until that is done."""
 
 
+class Asked(Struct, frozen=True):
+    """Somebody asks for a mode: an event, and what is remembered of it while it has to wait."""
+
+    mode: str
+    drain_seconds: float
+    force: bool = False
+
+
 class State(Struct, frozen=True):
     """Who serves, who is to serve next, and who drains; each mode stands at most once."""
 
@@ -50,17 +63,11 @@ class State(Struct, frozen=True):
     resumed: Drain | None = None
     """The drain that the switch under way has interrupted: its target was draining."""
     drains: tuple[Drain, ...] = ()
+    then: Asked | None = None
+    """What follows as soon as nothing drains that it clashes with."""
 
 
 # Events
-
-
-class Asked(Struct, frozen=True):
-    """Somebody asks for a mode."""
-
-    mode: str
-    drain_seconds: float
-    force: bool = False
 
 
 class Probed(Struct, frozen=True):
@@ -177,19 +184,41 @@ def _asked(state: State, event: Asked) -> tuple[State, tuple[Action, ...]]:
     if state.target is not None:
         return state, (Say(f"a switch to {state.target} is under way ({state.step})"),)
     if event.mode == state.serving:
-        return state, (Say(),)
+        return structs.replace(state, then=None), (Say(),)
+    target, then = event.mode, None
+    if clashes(state, event.mode):
+        if state.serving not in ON_THE_ADDRESS:
+            return structs.replace(state, then=event), (Say(),)
+        target, then = BETWEEN[0], event
     after = structs.replace(
         state,
-        target=event.mode,
+        target=target,
+        then=then,
         step=Step.PROBE,
         drain_seconds=event.drain_seconds,
         force=event.force,
     )
-    return after, (Probe(event.mode),)
+    return after, (Probe(target),)
+
+
+def clashes(state: State, mode: str) -> bool:
+    """Return whether a mode cannot take over yet, because of one that has flows."""
+    there = {state.serving, *(one.mode for one in state.drains)} - {mode}
+    return mode in ON_THE_ADDRESS and bool(there & ON_THE_ADDRESS)
+
+
+def due(state: State) -> Asked | None:
+    """Return what somebody asked for and may begin now."""
+    if state.then is None or state.target is not None or clashes(state, state.then.mode):
+        return None
+    return state.then
 
 
 def _probed(state: State, target: str, event: Probed) -> tuple[State, tuple[Action, ...]]:
     refusal = ""
+    if event.missing and state.then is not None and target != BETWEEN[-1]:
+        other = BETWEEN[BETWEEN.index(target) + 1]
+        return structs.replace(state, target=other), (Probe(other),)
     if event.missing:
         refusal = _listed(f"mode {target} does not work here", event.missing)
     elif event.unserved and not state.force:
@@ -205,7 +234,7 @@ def _probed(state: State, target: str, event: Probed) -> tuple[State, tuple[Acti
 
 def _succeeded(state: State, target: str, now: float) -> tuple[State, tuple[Action, ...]]:
     old = Drain(state.serving, now + state.drain_seconds)
-    after = State(serving=target, drains=(*state.drains, old))
+    after = State(serving=target, drains=(*state.drains, old), then=state.then)
     return after, (Retire(old.mode), Say())
 
 
@@ -269,13 +298,17 @@ def restarted(record: Record | None, configured: str, chosen: str) -> State:
     `chosen` is the mode that `configured` means on this host. A switch that was not verified is
     undone: its old dataplane serves, and what there is of the new one drains with the others.
     """
+    then = None
     if record is None or record.configured != configured:
         serving, drains = chosen, record.state.drains if record else ()
+        if record is not None and clashes(record.state, chosen):
+            serving, then = BETWEEN[0], Asked(chosen, record.state.drain_seconds, force=True)
     else:
+        then = record.state.then
         serving, drains = record.state.serving, record.state.drains
         if record.state.resumed is not None:
             drains = (*drains, record.state.resumed)
-    return State(serving=serving, drains=_without(drains, serving))
+    return State(serving=serving, drains=_without(drains, serving), then=then)
 
 
 def found(

@@ -124,8 +124,12 @@ class Switching:
         if not self.serving.synced:
             raise ControlError(f"mode {self.state.serving} is not in step yet: wait for its sync")
         seconds = self._drain_seconds if drain_seconds is None else drain_seconds
-        self.report = SwitchReport(origin=self.state.serving, target=mode, started=time.time())
-        self._switch = self._spawn(self._go(switch.Asked(mode, seconds, force)))
+        return self._begin(switch.Asked(mode, seconds, force))
+
+    def _begin(self, asked: switch.Asked) -> SwitchReport:
+        origin = self.state.serving
+        self.report = SwitchReport(origin=origin, target=asked.mode, started=time.time())
+        self._switch = self._spawn(self._go(asked))
         return self.report
 
     async def try_out(self, mode: str) -> list[str]:
@@ -172,13 +176,13 @@ class Switching:
 
         modes = {self.state.serving, *(one.mode for one in self.state.drains)}
         modes |= {self._target.mode} if self._target is not None else set()
+        flows = 0
         for mode in modes:
             try:
-                await self.backend(mode).driver.cut(departed)
+                flows += await self.backend(mode).driver.cut(departed)
             except DataplaneError as error:
                 log.warning("departed endpoints stay", mode=mode, why=str(error))
-        flows: int = await conntrack.cut(departed)
-        return flows
+        return flows + await conntrack.cut(departed)
 
     # What runs
 
@@ -237,6 +241,13 @@ class Switching:
         self.state, actions = switch.found(self.state, modes, self._drain_seconds, now())
         self._save()
         await self._perform(actions)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Begin the switch that had to wait, as soon as it may."""
+        asked = switch.due(self.state)
+        if asked is not None and (self.report is None or self.report.ended is not None):
+            self._begin(asked)
 
     async def _has_leftovers(self, mode: str, recorded: bool) -> bool:
         """Return whether the kernel has something of a mode; asks until it is known.
@@ -262,6 +273,8 @@ class Switching:
         while events:
             self.state, actions = switch.decide(self.state, events.pop())
             self._save()
+            if self.report is not None and self.state.target not in (None, self.report.target):
+                self.report.waits = str(self.state.target)
             if self.state.step is not None and self.report is not None:
                 self.report.steps.append(self.state.step.value)
             events += await self._perform(actions)
@@ -363,6 +376,9 @@ class Switching:
         self.report.ended = time.time()
         if failure:
             log.error("switch failed", to=self.report.target, why=failure)
+        elif self.state.then is not None:
+            self.report.waits = self.state.serving
+            log.info("wait for a drain", to=self.report.target, serves=self.report.waits)
         elif self.report.origin != self.report.target:
             log.info("switched", origin=self.report.origin, to=self.report.target)
 
@@ -373,6 +389,7 @@ class Switching:
         self.state, _ = switch.decide(self.state, event)
         if self.state != before:
             self._save()
+        self._go_on()
 
     def _drain(self, mode: str) -> Drain | None:
         return next((one for one in self.state.drains if one.mode == mode), None)

@@ -131,8 +131,9 @@ class IptablesDriver:
 
         return await conntrack.flows(GENERATION, GENERATION_MASK)
 
-    async def cut(self, departed: Sequence[Departed]) -> None:
+    async def cut(self, departed: Sequence[Departed]) -> int:
         """Do nothing: a translated flow hangs on its conntrack entry alone."""
+        return 0
 
     async def leftovers(self) -> Sequence[str]:
         """Return our chains of each table, in either variant, and our sets."""

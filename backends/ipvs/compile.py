@@ -6,6 +6,7 @@ compare programs (plan.py) or know the fixed rules (rules.py).
 
 from collections.abc import Iterable, Iterator
 
+from vipd.backends.answering import answered, source, with_address
 from vipd.backends.ipvs.objects import (
     CLUSTER,
     DROPPED,
@@ -29,12 +30,11 @@ from vipd.backends.ipvs.objects import (
 )
 from vipd.backends.ipvs.schedulers import choose
 from vipd.backends.things import Entries
-from vipd.proxy.names import Address, Family, family_of
+from vipd.proxy.names import Address
 from vipd.proxy.virtualserver import (
     Endpoint,
     Key,
     Masquerade,
-    NodeNetwork,
     Refusal,
     Use,
     VirtualServer,
@@ -60,7 +60,7 @@ def things(program: Program, key: Key) -> dict[Thing, Value]:
         return {}
     made: dict[Thing, Value] = {}
     for address in answered(server.key, program.network):
-        if key.address is None and _with_address(key, address) in program.entries:
+        if key.address is None and with_address(key, address) in program.entries:
             continue
         made |= _things_at(server, address, program)
     return made
@@ -72,25 +72,6 @@ def is_shared(thing: Thing) -> bool:
 
 
 _SHARED_SETS = (GUARDED, HAIRPIN)
-
-
-def answered(key: Key, network: NodeNetwork) -> list[Address]:
-    """Return the addresses a key answers on: its own, or for a node port the node's."""
-    if key.address is not None:
-        return [key.address]
-    ranges = [one for one in network.node_port_ranges if family_of(one) is key.family]
-    own = [one for one in network.own_addresses if family_of(one) is key.family]
-    if not own:
-        own = [one.network_address for one in ranges if one.num_addresses == 1]
-    return [one for one in own if any(one in each for each in ranges)]
-
-
-def beside(program: Program, key: Key) -> list[Key]:
-    """Return the keys whose things change when `key` comes or goes: the same port of the node."""
-    if key.address is None or key.address not in program.network.own_addresses:
-        return []
-    node_port = _with_address(key, None)
-    return [node_port] if node_port in program.entries else []
 
 
 def endpoints(server: VirtualServer) -> tuple[Endpoint, ...]:
@@ -106,17 +87,6 @@ def endpoints(server: VirtualServer) -> tuple[Endpoint, ...]:
             return server.local
         case Use.LOCAL_FROM_OUTSIDE:
             return server.local or server.cluster
-
-
-def source(family: Family, network: NodeNetwork) -> str:
-    """Return the address that the node uses towards virtual servers, or an empty text.
-
-    The primary one if this node has it, else the first that it has.
-    """
-    own = [one for one in network.own_addresses if family_of(one) is family]
-    usable = [one for one in own if not one.is_link_local]
-    primary = [one for one in network.primary_addresses if family_of(one) is family]
-    return str(next((one for one in (*primary, *usable) if one in usable or not own), ""))
 
 
 def _things_at(server: VirtualServer, address: Address, program: Program) -> dict[Thing, Value]:
@@ -166,7 +136,3 @@ def _members(
             text = member_text(one.address, key.protocol, one.port, one.address)
             yield Member(family, HAIRPIN, text)
     yield Member(family, SERVED, here)
-
-
-def _with_address(key: Key, address: Address | None) -> Key:
-    return Key(key.family, address, key.protocol, key.port)

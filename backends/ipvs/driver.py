@@ -38,6 +38,7 @@ from vipd.backends.ipvs.plan import IpvsPlan, Prologue, Unit
 from vipd.backends.ipvs.rules import GUARD
 from vipd.backends.ipvs.settings import CONNTRACK, version, wanted
 from vipd.backends.ipvs.work import Work
+from vipd.backends.local_routes import LocalRoutes, Wanted
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.sysctl import Sysctls
 from vipd.proxy.errors import DataplaneError, Rejected, Unsupported
@@ -51,7 +52,6 @@ LONGEST_SWEEP_SECONDS = 10.0
 FEW_SERVICES = 64
 """Up to so many services are asked one by one for their connections; else all are listed once."""
 _DEFAULT = DataplaneSettings()
-_LOCAL = 2  # RTN_LOCAL
 _T = TypeVar("_T")
 
 log = structlog.get_logger()
@@ -71,6 +71,7 @@ class IpvsDriver:
     ) -> None:
         self._settings = settings
         self._kernel = Kernel()
+        self._local_routes = LocalRoutes(ROUTE_PROTOCOL)
         self._firewall = Firewall(inherited)
         self._sysctls = Sysctls(state / "sysctls-ipvs.json")
         self._departing = Departing()
@@ -87,12 +88,12 @@ class IpvsDriver:
         members, sets = await self._firewall.listed_members()
         rules = await self._firewall.listed_rules()
         things: dict[Thing, Value] = dict.fromkeys(members, "")
-        routes = await asyncio.to_thread(self._kernel.local_routes)
+        routes = await asyncio.to_thread(self._local_routes.listed)
         strange = set()
         for one in routes:
             if one.protocol == ROUTE_PROTOCOL:
                 things[Route(family_of(one.address), one.address)] = one.source
-            elif one.type == _LOCAL:
+            elif one.is_local:
                 strange.add(one.address)
         services = await asyncio.to_thread(self._kernel.services)
         ours = {one for one in services if record(one) in things}
@@ -138,7 +139,7 @@ class IpvsDriver:
                 found[str(key)] = count
         return Flows(found)
 
-    async def cut(self, departed: Sequence[Departed]) -> None:
+    async def cut(self, departed: Sequence[Departed]) -> int:
         """Remove real servers that wait for their connections; these get no packet from now on."""
         async with self._order:
             places = {(one.key, one.address, one.port) for one in departed}
@@ -150,6 +151,7 @@ class IpvsDriver:
                     if (key, one.address, one.port) in places:
                         wanted_ones.append(one)
             await self._ipvs(self._departing.cut(wanted_ones))
+        return 0
 
     async def leftovers(self) -> Sequence[str]:
         """Return what `teardown` would remove, in its words. Changes nothing."""
@@ -167,8 +169,7 @@ class IpvsDriver:
             self._prepared = False
             seen = await self.observe() or Observed()
             await self._ipvs(_deletions(seen, Service))
-            routes = list(_deletions(seen, Route))
-            await asyncio.to_thread(self._kernel.routes, routes)
+            await self._routes(_deletions(seen, Route))
             await self._firewall.remove_rules()
             await self._firewall.destroy_sets(sorted(seen.sets))
             return [*_words(seen), *self._sysctls.restore()]
@@ -238,7 +239,13 @@ class IpvsDriver:
         return await _aside(self._kernel.ipvs, list(operations))
 
     async def _routes(self, operations: Iterable[Operation]) -> dict[Operation, DataplaneError]:
-        return await _aside(self._kernel.routes, list(operations))
+        wanted = {
+            Wanted(one.verb.word, one.thing.address, str(one.value)): one
+            for one in operations
+            if isinstance(one.thing, Route)
+        }
+        failed = await asyncio.to_thread(self._local_routes.change, list(wanted))
+        return {wanted[one]: error for one, error in failed.items()}
 
     # What departs
 

@@ -1,4 +1,4 @@
-"""The kernel's side of IPVS mode: services, real servers and local routes, done and listed.
+"""The kernel's side of IPVS mode: services and real servers, done and listed.
 
 Lives here: what is sent in which batch, and what the kernel's error numbers mean. Must not: decide
 what should be there. Everything blocks; the driver calls it beside its event loop.
@@ -10,17 +10,16 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from vipd.backends.ipvs import messages, netlink
-from vipd.backends.ipvs.messages import Counted, SeenRoute, Usage
+from vipd.backends import netlink
+from vipd.backends.ipvs import messages
+from vipd.backends.ipvs.messages import Counted, Usage
 from vipd.backends.ipvs.objects import (
     ADD,
     DELETE,
-    ROUTE_PROTOCOL,
     SET,
     Destination,
     Manner,
     Operation,
-    Route,
     Service,
 )
 from vipd.backends.ipvs.schedulers import module
@@ -36,7 +35,7 @@ _GONE = (errno.ENOENT, errno.ESRCH)
 
 
 class Kernel:
-    """Talks to the IPVS and routing of this network namespace."""
+    """Talks to the IPVS of this network namespace."""
 
     def __init__(self) -> None:
         self._family = 0
@@ -76,41 +75,6 @@ class Kernel:
             for one, code in failed.items()
             if one.thing not in done and not _harmless(one, code)
         }
-
-    def routes(self, operations: Sequence[Operation]) -> dict[Operation, DataplaneError]:
-        """Do operations on local routes in order; return those that failed."""
-        if not operations:
-            return {}
-        with netlink.routes() as socket:
-            codes = socket.request([messages.route(one) for one in operations])
-        failed = {one: code for one, code in zip(operations, codes, strict=True) if code}
-        if any(code == errno.EEXIST for code in failed.values()):
-            ours = {one.address for one in self.local_routes() if one.protocol == ROUTE_PROTOCOL}
-            failed = {
-                one: code
-                for one, code in failed.items()
-                if not (code == errno.EEXIST and one.thing.address in ours)  # type: ignore[union-attr]
-            }
-        return {
-            one: _route_meaning(one, code)
-            for one, code in failed.items()
-            if not (one.verb is DELETE and code in _GONE)
-        }
-
-    def local_routes(self) -> list[SeenRoute]:
-        """Return the routes to single addresses in the table local, of both families."""
-        found = []
-        for family in Family:
-            with netlink.routes() as socket:
-                socket.strict()
-                try:
-                    listed = socket.ask(messages.get_routes(family))
-                except DataplaneError:
-                    if family is Family.IPV6:
-                        continue  # IPv6 is switched off
-                    raise
-                found += [one for one in map(messages.seen_route, listed) if one is not None]
-        return found
 
     def services(self) -> dict[Service, Manner]:
         """Return every service of the kernel, whoever made it; services by mark are left out."""
@@ -221,13 +185,3 @@ def _meaning(one: Operation, code: int) -> DataplaneError:
     if code in _GONE and one.verb is not ADD:
         raise OutOfStep(f"{one}: {text}")
     return Rejected(str(one), text)
-
-
-def _route_meaning(one: Operation, code: int) -> DataplaneError:
-    if code in (errno.EPERM, errno.EACCES):
-        raise Unsupported("CAP_NET_ADMIN", "run as root, or inside `unshare -Urnm`")
-    if code == errno.EEXIST and isinstance(one.thing, Route):
-        return Rejected(str(one), "somebody else has a local route to this address")
-    if code == errno.EINVAL and one.value:
-        return Rejected(str(one), f"{one.value} is not an address of this node")
-    return Rejected(str(one), os.strerror(code))

@@ -4,7 +4,7 @@ Lives here: the things, how they read as text (ipvsadm-restore, ip-route, ipset)
 them. Must not: know services (compile.py) or talk to the kernel (driver.py, messages.py).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vipd.backends.ipvs.schedulers import Scheduler
 from vipd.proxy.names import Address, Family, Protocol
@@ -105,7 +105,7 @@ class Verb(NamedTuple):
     """What is done to a thing: the letter of ipvsadm and the word of ip and ipset."""
 
     letter: str
-    word: str
+    word: Literal["add", "replace", "del"]
 
 
 ADD, SET, DELETE = Verb("a", "add"), Verb("e", "replace"), Verb("d", "del")

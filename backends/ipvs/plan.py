@@ -14,7 +14,8 @@ from immutables import Map
 from msgspec import Struct
 
 from vipd.backends import things as shared
-from vipd.backends.ipvs.compile import Program, beside, is_shared, things
+from vipd.backends.answering import beside
+from vipd.backends.ipvs.compile import Program, is_shared, things
 from vipd.backends.ipvs.objects import (
     ADD,
     DELETE,

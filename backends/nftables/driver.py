@@ -102,8 +102,9 @@ class NftablesDriver:
 
         return await conntrack.flows(int(GENERATION, 16), int(GENERATION_MASK, 16))
 
-    async def cut(self, departed: Sequence[Departed]) -> None:
+    async def cut(self, departed: Sequence[Departed]) -> int:
         """Do nothing: a translated flow hangs on its conntrack entry alone."""
+        return 0
 
     async def leftovers(self) -> Sequence[str]:
         """Return our tables."""

@@ -7,6 +7,7 @@ Why digests: `nft -j` of 1.0.6 cannot print every statement ("stmt ops map have 
 so a rule is recognised by the digest of its text in its comment, not by its listing.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -73,9 +74,9 @@ def digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def declare(family: Family, container: Container) -> str:
+def declare(family: Family, container: Container, table: str = TABLE) -> str:
     """Return the command that adds the container."""
-    where = f"{FAMILY_WORD[family]} {TABLE} {container.name}"
+    where = f"{FAMILY_WORD[family]} {table} {container.name}"
     return f'add {container.word} {where} {{ {container.spec} comment "{container.comment}"; }}'
 
 
@@ -90,6 +91,8 @@ def declare_chain(family: Family, chain: Chain, table: str = TABLE) -> list[str]
     ]
 
 
-def elements_command(verb: str, family: Family, container: str, texts: list[str]) -> str:
+def elements_command(
+    verb: str, family: Family, container: str, texts: Sequence[str], table: str = TABLE
+) -> str:
     """Return the command that adds or deletes elements: keys, or ``key : value``."""
-    return f"{verb} element {FAMILY_WORD[family]} {TABLE} {container} {{ {', '.join(texts)} }}"
+    return f"{verb} element {FAMILY_WORD[family]} {table} {container} {{ {', '.join(texts)} }}"

@@ -130,7 +130,7 @@ def decode(listings: Iterable[bytes]) -> Observed:
                     found[place] = one.get("comment", "")
                     if place in constant:
                         try:
-                            elements[place] = dict(map(_element, one.get("elem", ())))
+                            elements[place] = dict(map(element_of, one.get("elem", ())))
                         except (LookupError, TypeError, ValueError):
                             # Somebody put in what we would not: build it all anew.
                             found[place] = "not understood"
@@ -179,7 +179,7 @@ def slots_of(
     return result
 
 
-def _element(item: Any) -> tuple[str, str]:
+def element_of(item: Any) -> tuple[str, str]:
     """Return key and value of an element as nft's JSON gives it; a set's value is empty."""
     key, value = item if isinstance(item, list) else (item, None)
     if isinstance(key, dict) and "elem" in key:

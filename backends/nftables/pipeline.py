@@ -35,7 +35,7 @@ MOST_AFFINITIES = 65536
 # A reset, not ICMP, for TCP: the kernel limits ICMP errors to one a second for each client after a
 # burst of six, and a client whose connect() still holds the socket ignores one (tcp_v6_err() in
 # net/ipv6/tcp_ipv6.c, 6.18: ECONNREFUSED only after the first retransmission, 1 s later).
-_REFUSE = (Rule("meta l4proto tcp reject with tcp reset"), Rule("reject"))
+REFUSE = (Rule("meta l4proto tcp reject with tcp reset"), Rule("reject"))
 
 LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 ADDRESS_TYPE = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
@@ -292,7 +292,7 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
     if own:
         arriving.append(Rule(f"{own} {w.n} vmap @node-port-no-endpoints"))
     refuse = [
-        Chain("refuse", _REFUSE),
+        Chain("refuse", REFUSE),
         Chain("refuse-passing", tuple(passing)),
         Chain("refuse-arriving", tuple(arriving)),
     ]

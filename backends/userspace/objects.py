@@ -12,6 +12,28 @@ from vipd.proxy.model import Algorithm
 from vipd.proxy.names import Address, Family, Network, Protocol
 from vipd.proxy.virtualserver import Endpoint
 
+ROUTE_PROTOCOL = 119
+"""Protocol number of our routes, next to that of IPVS mode; iproute2's names leave it free."""
+TABLE = "vipd-userspace"
+SERVED, REFUSED, DROPPED, INSIDE = "served", "refused", "dropped", "inside-only"
+RESTRICTED, ALLOWED, ADDRESSES = "restricted", "allowed-sources", "addresses"
+"""The sets of the table; rules.py says what each is for."""
+
+
+class Route(NamedTuple):
+    """A local route to one address; its value is the preferred source, or empty."""
+
+    family: Family
+    address: Address
+
+
+class Element(NamedTuple):
+    """An element of one of the sets, as nft spells it; its value is empty."""
+
+    family: Family
+    set: str
+    text: str
+
 
 class Place(NamedTuple):
     """Where workers listen: an address of this node, by a local route or its own, and a port."""
@@ -24,6 +46,11 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.family is Family.IPV6 else str(self.address)
         return f"{host}:{self.port}/{self.protocol}"
+
+    @property
+    def key(self) -> str:
+        """Return it as an element of a set: address, protocol, port."""
+        return f"{self.address} . {self.protocol.lower()} . {self.port}"
 
 
 class Forwarding(Struct, frozen=True, kw_only=True):
@@ -49,13 +76,30 @@ class Forwarding(Struct, frozen=True, kw_only=True):
     proxy_protocol: bool = False
     """Whether endpoints are told the client's address first, by PROXY protocol version 2."""
 
+    def __str__(self) -> str:
+        told = [f"{self.algorithm} to {_listed(self.inside)}"]
+        if self.outside != self.inside:
+            told.append(f"from outside to {_listed(self.outside)}")
+        if self.affinity_seconds is not None:
+            told.append(f"affinity {self.affinity_seconds} s")
+        if self.allowed_sources is not None:
+            told.append(f"from {' '.join(map(str, self.allowed_sources)) or 'nowhere'} only")
+        if not self.sets_aside:
+            told.append("failing endpoints stay")
+        if self.proxy_protocol:
+            told.append("PROXY protocol")
+        return ", ".join(told)
+
     @property
     def is_alone(self) -> bool:
         """Whether one worker has to serve all of it: it remembers what the others would not know.
 
-        Affinity, and numbers of connections, are exact only where one process sees them all.
+        Affinity, turns and numbers of connections are exact only where one process sees them all.
         """
-        return self.affinity_seconds is not None or self.algorithm is Algorithm.LEAST_CONNECTIONS
+        return self.affinity_seconds is not None or self.algorithm in _COUNTING
+
+
+_COUNTING = (Algorithm.ROUND_ROBIN, Algorithm.LEAST_CONNECTIONS)
 
 
 class Surroundings(Struct, frozen=True):
@@ -65,3 +109,18 @@ class Surroundings(Struct, frozen=True):
     """Ranges of this cluster's pods, as far as the node knows them."""
     own: tuple[Address, ...] = ()
     """Addresses of this node."""
+
+    def __str__(self) -> str:
+        pods, own = (" ".join(map(str, some)) or "unknown" for some in (self.pods, self.own))
+        return f"pods {pods}, own addresses {own}"
+
+
+Thing = Route | Element | Place
+Value = str | Forwarding
+"""Of a route its source, of an element nothing (an empty text), of a place its forwarding."""
+
+
+def _listed(endpoints: tuple[Endpoint, ...]) -> str:
+    if not endpoints:
+        return "nobody"
+    return " ".join(f"{one}×{one.weight}" if one.weight != 1 else str(one) for one in endpoints)

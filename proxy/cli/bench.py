@@ -1,10 +1,14 @@
 """`vipd bench`: measurements, as tables for people and JSON for programs."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+
+BUSY_CORES = 0.2
+"""With more than that at work on something else, figures say little."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -138,6 +142,91 @@ def switch(
                 click.echo(f"{one.origin} → {one.target}: {line}", err=True)
     if any(one.harmed for one in results):
         sys.exit(1)
+
+
+@bench.command()
+@click.option("--rounds", default=5, show_default=True, help="Turns of each variant.")
+@click.option("--seconds", default=5, show_default=True, help="Length of each measure.")
+@click.option("--variants", metavar="NAME,…", help="Variants to measure. Default: all.")
+@click.option("--measures", metavar="NAME,…", help="Measures to take. Default: all.")
+@click.option(
+    "--idle", default=1000, show_default=True, help="Connections open while memory is read."
+)
+@click.option(
+    "--services", default=1, show_default=True, help="Virtual servers beside the measured one."
+)
+@_output_options
+def datapath(
+    rounds: int,
+    seconds: int,
+    variants: str | None,
+    measures: str | None,
+    idle: int,
+    services: int,
+    as_json: bool,
+    output: str | None,
+) -> None:
+    """What packets get: throughput, requests, connections, latency, processor time, memory.
+
+    Each mode of vipd beside a direct way and HAProxy. Exits with 1 where a measure failed.
+    """
+    from vipd.bench import datapath_plan as planned
+    from vipd.bench import datapath_report as report
+    from vipd.bench.datapath import measure
+    from vipd.proxy.cli.output import print_table
+
+    for name, value, least, most in (
+        ("rounds", rounds, 1, 1000),
+        ("seconds", seconds, 1, 3600),
+        ("idle", idle, 1, planned.MOST_IDLE),
+        ("services", services, 0, planned.MOST_SERVICES),
+    ):
+        if not least <= value <= most:
+            raise click.BadParameter(f"{least} to {most}", param_hint=f"--{name}")
+    plan = planned.Plan(
+        variants=_named(variants, planned.VARIANTS, "--variants"),
+        measures=planned.measures(_named(measures, tuple(planned.Measure), "--measures")),
+        rounds=rounds,
+        seconds=seconds,
+        idle=idle,
+        services=services,
+        workers=len(os.sched_getaffinity(0)),
+    )
+    with _progress("datapath") as progress:
+        result = measure(plan, progress)
+    if not _told_as_json("datapath", [result], as_json, output):
+        click.echo(" · ".join(f"{name} {value}" for name, value in result.tools.items()))
+        print_table(*report.table(result))
+        headings, rows = report.ratio_table(result)
+        if rows:
+            click.echo()
+            print_table(headings, rows)
+    if result.busy_cores > BUSY_CORES:
+        told = f"{result.busy_cores} cores were busy before the run: do not rely on its figures"
+        click.echo(told, err=True)
+    for variant, why in result.unavailable.items():
+        click.echo(f"without {variant}: {why}", err=True)
+    for line in result.failures:
+        click.echo(line, err=True)
+    if result.failures:
+        sys.exit(1)
+
+
+N = TypeVar("N", bound=str)
+
+
+def _named(text: str | None, known: Sequence[N], option: str) -> tuple[N, ...]:
+    """Return those of the known names that a list names, in its order; all where there is none."""
+    if text is None:
+        return tuple(known)
+    by_name = {str(one): one for one in known}
+    names = dict.fromkeys(one.strip() for one in text.split(",") if one.strip())
+    for one in names:
+        if one not in by_name:
+            raise click.BadParameter(f"{one!r} is none of {', '.join(by_name)}", param_hint=option)
+    if not names:
+        raise click.BadParameter("nothing is named", param_hint=option)
+    return tuple(by_name[one] for one in names)
 
 
 def _rate(text: str) -> float | None:

@@ -95,7 +95,8 @@ def mode(
     while True:
         for step in report.steps[said:]:
             if not as_json:
-                click.echo(f"{step:8} {_STEPS[step].format(old=before, new=name)}")
+                new = report.waits or name
+                click.echo(f"{step:8} {_STEPS[step].format(old=before, new=new)}")
         said = len(report.steps)
         if report.ended is not None:
             break
@@ -110,9 +111,11 @@ def mode(
     elif not report.failure:
         now = status()
         took = (report.ended - report.started) * 1000
-        click.echo(
-            f"done     {name} serves, after {took:.0f} ms" if said else f"{name} serves already"
-        )
+        if report.waits:
+            click.echo(f"done     {report.waits} serves until {name} can, after {took:.0f} ms")
+        else:
+            already = f"{name} serves already"
+            click.echo(f"done     {name} serves, after {took:.0f} ms" if said else already)
         _show_drains(now)
     if report.failure:
         for line in report.failure.splitlines():

@@ -28,14 +28,18 @@ from vipd.bench.lab import Lab
 from vipd.bench.lab_ask import Answer, Way
 from vipd.bench.lab_daemon import Daemon
 from vipd.bench.pod import HTTP_PORT, TCP_PORT, UDP_PORT
+from vipd.proxy import views
 from vipd.proxy.control import read
 from vipd.proxy.errors import ControlError
+from vipd.proxy.explain import Explanation
 from vipd.proxy.names import Address, Family, Protocol, parse_address
+from vipd.proxy.question import Question
 from vipd.proxy.resolve import resolve
 from vipd.proxy.snapshot import Snapshot, fold
 from vipd.proxy.sources.manifests import load
 from vipd.proxy.status import Status
 from vipd.proxy.views import SettingsView, VirtualServerView
+from vipd.proxy.virtualserver import Endpoint
 
 NFT = shutil.which("nft") or "/usr/sbin/nft"
 """Found before any test puts another one first."""
@@ -355,6 +359,7 @@ class Cluster:
         compiler = backend(told.mode, told.dataplane).compiler
         wanted = compiler.compile(table.virtual_servers(), table.network)
         conflicts = {str(one) for one in table.contested.values()}
+        asks_table = self.differs("source-is-the-node")  # `outcome` does then
         left = {b"null": "everything"}
         now = b"null"
 
@@ -366,7 +371,9 @@ class Cluster:
                 left[now] = str(compiler.plan(compiler.load(now), wanted)[0])
             # What changes nothing in the kernel is seen here.
             known = (status.services, set(status.conflicts))
-            return not left[now] and known == (len(snapshot.services), conflicts)
+            if left[now] or known != (len(snapshot.services), conflicts):
+                return False
+            return not asks_table or self.services() == views.services(table.virtual_servers())
 
         try:
             until(nothing_left, "the folder is committed")
@@ -443,8 +450,23 @@ class Cluster:
             except PermissionError:
                 return self._told_later(client, to, port)
             else:
-                return f"{answer.pod} saw {self.host_of(answer.source)}"
+                seen = self.host_of(answer.source)
+                if seen == "node" and self.differs("source-is-the-node"):
+                    seen = self._promised_source(client, way, to, port, answer.pod)
+                return f"{answer.pod} saw {seen}"
         raise AssertionError("this machine is too busy to tell silence from slowness")
+
+    def _promised_source(self, client: str, way: Way, to: Address, port: int, pod: str) -> str:
+        """Whom an endpoint is to see by the table, in a mode that has to do otherwise."""
+        family = Family.IPV6 if to.version == 6 else Family.IPV4
+        protocol = "udp" if way == "udp" else "tcp"
+        destination = f"[{to}]:{port}/{protocol}" if to.version == 6 else f"{to}:{port}/{protocol}"
+        source = str(self.lab.node(client).address(family))
+        asking = msgspec.json.encode(Question(source=source, destination=destination)).decode()
+        told = msgspec.json.decode(read(self.socket, "explain", asking), type=Explanation)
+        place = str(Endpoint(self.lab.node(pod).address(family), 1)).removesuffix("1")
+        (seen,) = {one.source for one in told.endpoints if one.endpoint.startswith(place)}
+        return client if seen else "node"
 
     def ask(
         self,

@@ -64,7 +64,8 @@ NFTABLES = Mode("nftables", "nftables", is_cheap=not EMULATED)
 LEGACY = Mode("iptables-legacy", "iptables", "xtables-legacy-multi", is_cheap=not EMULATED)
 NFT_VARIANT = Mode("iptables-nft", "iptables", "xtables-nft-multi", is_cheap=False)
 IPVS = Mode("ipvs", "ipvs", is_cheap=not EMULATED)
-MODES = {one.name: one for one in (NFTABLES, LEGACY, NFT_VARIANT, IPVS)}
+USERSPACE = Mode("userspace", "userspace", is_cheap=False)
+MODES = {one.name: one for one in (NFTABLES, LEGACY, NFT_VARIANT, IPVS, USERSPACE)}
 
 CHOICE = "VIPD_TEST_MODES"
 """Names of modes, comma-separated: nothing but these modes, and in them everything."""

@@ -40,6 +40,7 @@ WRITTEN = {
     "iptables-legacy": ("xtables-legacy-multi", "iptables-save"),
     "iptables-nft": ("xtables-nft-multi", "iptables-save"),
     "ipvs": ("ipvsadm", "--save", "--numeric"),
+    "userspace": ("ip", "-4", "route", "show", "table", "local", "proto", "119"),
 }
 """What prints a cluster IP in each mode, and in no other."""
 PORTS = {"TCP": TCP_PORT, "UDP": UDP_PORT}

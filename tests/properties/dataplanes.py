@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
-from tests.properties import ipvs, packets, xtables
+from tests.properties import ipvs, packets, userspace, xtables
 from tests.properties.kernel import Kernel
 from tests.properties.oracle import Shares
 from tests.properties.statements import Packet
@@ -19,8 +19,11 @@ from vipd.backends.ipvs.backend import IpvsCompiler
 from vipd.backends.ipvs.plan import IpvsPlan
 from vipd.backends.nftables.backend import NftablesCompiler
 from vipd.backends.nftables.plan import NftPlan, discard, transaction
-from vipd.backends.protocol import Compiler, Plan
+from vipd.backends.protocol import Capabilities, Compiler, Plan
+from vipd.backends.userspace.backend import UserspaceCompiler
+from vipd.backends.userspace.plan import UserspacePlan
 from vipd.proxy.names import Address
+from vipd.proxy.virtualserver import VirtualServer
 
 
 class Modelled(typing.Protocol):
@@ -113,6 +116,27 @@ class Iptables:
         return xtables.state(self.kernel)
 
 
+class Userspace:
+    """Userspace; see userspace.py."""
+
+    def __init__(self) -> None:
+        self.node = userspace.Userspace()
+
+    def commit(self, plan: Plan) -> None:
+        assert isinstance(plan, UserspacePlan)
+        self.node.run(plan)
+
+    def steps(self, plan: Plan) -> Iterator[object]:
+        assert isinstance(plan, UserspacePlan)
+        return self.node.steps(plan)
+
+    def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
+        return self.node.chances(packet, own)
+
+    def state(self) -> object:
+        return self.node.state()
+
+
 class Dataplane(typing.NamedTuple):
     """A mode: its compiler, and a kernel with nothing in it."""
 
@@ -127,6 +151,10 @@ class Dataplane(typing.NamedTuple):
         """Return whether the mode says that it does this otherwise than the table."""
         return any(one.name == name for one in self.compiler.differences)
 
+    def lacks(self, server: VirtualServer) -> bool:
+        """Return whether the mode cannot serve a virtual server at all."""
+        return bool(self.compiler.lacks(server, Capabilities(self.mode, ())))
+
     def holding(self, program: Any) -> Modelled:
         """Return a kernel that holds just this program."""
         kernel = self.kernel()
@@ -138,4 +166,5 @@ DATAPLANES: Iterable[Dataplane] = (
     Dataplane(NftablesCompiler(), Nftables),
     Dataplane(IptablesCompiler(), Iptables),
     Dataplane(IpvsCompiler(), Ipvs),
+    Dataplane(UserspaceCompiler(), Userspace),
 )

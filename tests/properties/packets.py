@@ -61,20 +61,28 @@ def outcomes(
 
 
 def chances(
-    kernel: Kernel, packet: Packet, own: frozenset[Address], memory: Memory | None = None
+    kernel: Kernel,
+    packet: Packet,
+    own: frozenset[Address],
+    memory: Memory | None = None,
+    table: str = TABLE,
 ) -> Shares:
     """Return everything that can become of the packet, with probabilities."""
     found: Shares = {}
-    for outcome, _, probability in _runs(kernel, packet, own, memory):
+    for outcome, _, probability in _runs(kernel, packet, own, memory, table):
         found[outcome] = found.get(outcome, Fraction(0)) + probability
     return found
 
 
 def _runs(
-    kernel: Kernel, packet: Packet, own: frozenset[Address], memory: Memory | None
+    kernel: Kernel,
+    packet: Packet,
+    own: frozenset[Address],
+    memory: Memory | None,
+    name: str = TABLE,
 ) -> Iterator[tuple[Outcome, Memory, Fraction]]:
     choices: list[int] = []
-    table = kernel.tables[packet.family, TABLE]
+    table = kernel.tables[packet.family, name]
     while True:
         held = _Held(table, deepcopy(memory or {}))
         flight = Flight(packet, own, held, choices)

@@ -16,6 +16,7 @@ from tests.properties.worlds import OWN, packets, snapshot_of, winners
 from vipd.backends import slots
 from vipd.proxy.events import Event
 from vipd.proxy.model import Algorithm
+from vipd.proxy.names import Address
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import fold
@@ -48,7 +49,11 @@ def test_program_and_table_agree(
     for packet in data.draw(st.lists(packets(table), min_size=10, max_size=20)):
         got, wanted = kernel.chances(packet, OWN), shares(table, packet, OWN)
         server = addressed(table, packet, OWN)
+        if any(plane.lacks(one) for one in _on(table, packet.destination)):
+            continue
         allowed = [wanted, *_different(plane, table, packet, server)]
+        if plane.differs("source-is-the-node"):
+            allowed = [_from_the_node(one) for one in allowed]
         slot = _slot(plane, server)
         assert any(_same(got, one, slot) for one in allowed), _told(packet, server, got, wanted)
 
@@ -60,6 +65,8 @@ def test_in_the_middle_of_a_plan_what_is_served_stays_served_and_nothing_slips_t
     plane: Dataplane, first: list[Event], later: list[Event], node: NodeSettings,
     data: st.DataObject,
 ) -> None:  # fmt: skip
+    if plane.mode == "userspace":
+        pytest.skip("not held to this yet")
     snapshot = snapshot_of(first)
     before = resolve(snapshot, node)
     compiler, kernel = plane.compiler, plane.kernel()
@@ -94,6 +101,21 @@ def _may_pass_ipvs(old: Iterable[Outcome], new: Iterable[Outcome]) -> bool:
     """
     verdicts = ({one.verdict for one in old}, {one.verdict for one in new})
     return verdicts == ({"reject"}, {"dnat"}) or {"drop"} in verdicts
+
+
+def _on(table: Table, address: Address) -> list[VirtualServer]:
+    return [one for key, one in winners(table).items() if address in (key.address, *OWN)]
+
+
+def _from_the_node(wanted: Shares) -> Shares:
+    """Return the same where every connection is made anew by this node."""
+    own = {str(one) for one in OWN}
+    found: Shares = {}
+    for one, part in wanted.items():
+        here = one.target.partition(" . ")[0] in own
+        changed = one._replace(masqueraded=True) if one.target and not here else one
+        found[changed] = found.get(changed, Fraction(0)) + part
+    return found
 
 
 def _gap(got: Iterable[Outcome], old: Iterable[Outcome], new: Iterable[Outcome]) -> bool:
@@ -143,8 +165,9 @@ def _different(
     addresses = {key.address for key in winners(table)} - {None}
     if server is None:
         if packet.destination in addresses:
-            if packet.protocol not in ("tcp", "udp", "sctp"):
-                return [passes] if plane.differs("pings-are-answered") else []
+            no_port = packet.protocol not in ("tcp", "udp", "sctp")
+            if no_port and plane.differs("pings-are-answered"):
+                return [passes]
             foreign = plane.differs("unknown-ports-are-refused") and packet.destination not in OWN
             return [refused] if foreign else []
         return [passes] if plane.differs("unallocated-addresses-pass") else []
@@ -153,6 +176,9 @@ def _different(
     others: list[Shares] = []
     if server.use is Use.LOCAL_FROM_OUTSIDE and plane.differs("local-list-for-all"):
         others = _from_local_list(table, packet, server)
+    by_interface = table.network.pod_sources.interface and plane.differs("inside-by-range")
+    if server.use is Use.LOCAL_FROM_OUTSIDE and by_interface:
+        others = [*_from_local_list(table, packet, server), refused]
     if plane.mode == "ipvs" and server.scheduler in ("rr", "lc"):  # they know no weights
         wanted = [shares(table, packet, OWN), *others]
         others += [{each: Fraction(1, len(one)) for each in one} for one in wanted]

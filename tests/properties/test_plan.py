@@ -25,6 +25,11 @@ def compiled(plane: Dataplane, table: Table) -> object:
     return plane.compiler.compile(table.virtual_servers(), table.network)
 
 
+def left(plan: object) -> list[str]:
+    """Return what a plan would do; what cannot be served is only said, in each plan anew."""
+    return [line for line in str(plan).splitlines() if not line.startswith("# ")]
+
+
 def observed(plane: Dataplane, program: object) -> object:
     return plane.compiler.load(plane.compiler.dump(program))
 
@@ -38,7 +43,7 @@ def test_a_second_plan_is_empty(
     assert made
     assert made.size
     again, same = plane.compiler.plan(observed(plane, after), program)
-    assert (str(again), bool(again), again.size) == ("", False, 0)
+    assert (left(again), bool(again), again.size) == ([], bool(str(again)), 0)
     assert same == after
 
 
@@ -71,7 +76,7 @@ def test_plans_of_changes_add_up_to_the_plan_of_everything(
         kernel.commit(made)
         assert kernel.state() == plane.holding(program).state()
         everything, kept = plane.compiler.plan(observed(plane, program), compiled(plane, table))
-        assert str(everything) == ""
+        assert left(everything) == []
         assert observed(plane, kept) == observed(plane, program)
 
 
@@ -101,7 +106,7 @@ def test_what_was_removed_leaves_nothing(
         kernel.commit(first)
         kernel.commit(made)
         everything, _ = plane.compiler.plan(observed(plane, after), compiled(plane, empty))
-        assert str(everything) == ""
+        assert left(everything) == []
         assert kernel.state() == plane.holding(after).state()
         served = {str(key.address) for key in winners(table) if key.address is not None}
         mentioned = str(plane.compiler.plan(None, after)[0]).split()
@@ -124,7 +129,7 @@ def test_without_leaves_the_rejected_as_they_were(
     rest = {key: one for key, one in winners(after_table).items() if key not in rejected}
     back = {key: one for key, one in winners(before_table).items() if key in rejected}
     mixed = plane.compiler.compile([*rest.values(), *back.values()], after_table.network)
-    assert str(plane.compiler.plan(observed(plane, kept), mixed)[0]) == ""
+    assert left(plane.compiler.plan(observed(plane, kept), mixed)[0]) == []
     assert observed(plane, plane.compiler.without(program, after, ())) == observed(plane, after)
 
 
@@ -135,5 +140,5 @@ def test_a_dump_loads_as_an_observation_of_the_program(
     program = plane.compiler.plan(None, compiled(plane, table_of(events, settings)))[1]
     seen = observed(plane, program)
     made, same = plane.compiler.plan(seen, program)
-    assert not made
+    assert left(made) == []
     assert observed(plane, same) == seen

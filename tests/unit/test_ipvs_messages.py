@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from pyroute2.netlink.generic import ipvs
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from vipd.backends import netlink
 from vipd.backends.ipvs import kernel, messages
 from vipd.backends.ipvs.objects import (
     ADD,
@@ -15,7 +15,6 @@ from vipd.backends.ipvs.objects import (
     Destination,
     Manner,
     Operation,
-    Route,
     Service,
     Verb,
 )
@@ -116,27 +115,6 @@ def test_deletions_name_the_thing_only() -> None:
     )
 
 
-@pytest.mark.parametrize("family", Family, ids=str)
-@pytest.mark.parametrize(
-    ("verb", "kind", "flags"), [(ADD, 24, 0x605), (SET, 24, 0x505), (DELETE, 25, 0x5)]
-)
-def test_a_route(family: Family, verb: Verb, kind: int, flags: int) -> None:
-    address, source = (
-        ("10.96.0.1", "192.168.0.1") if family is Family.IPV4 else ("fd00::1", "fd00:1::1")
-    )
-    message = rtmsg()
-    message["header"]["type"], message["header"]["flags"] = kind, flags
-    message["family"], message["dst_len"] = _af(family), 32 if family is Family.IPV4 else 128
-    message["table"], message["proto"], message["type"] = 255, 118, 2
-    message["scope"] = 254 if family is Family.IPV4 else 0
-    message["attrs"] = [("RTA_DST", address), ("RTA_OIF", 1)]
-    if verb is not DELETE:
-        message["attrs"].append(("RTA_PREFSRC", source))
-    message.encode()
-    made = messages.route(Operation(verb, Route(family, parse_address(address)), source))
-    assert made == bytes(message.data)
-
-
 def test_what_the_kernel_tells_of_a_service_is_read_again() -> None:
     for service in (FOUR, SIX, SCTP):
         manner = Manner(Scheduler("mh", 0x18), 600)
@@ -164,10 +142,10 @@ def test_proc_lists_services_of_both_families_and_none_by_mark() -> None:
 
 def test_messages_of_a_batch_are_told_apart_by_their_numbers() -> None:
     made = [
-        messages.numbered(number, messages.ipvs(FAMILY_ID, Operation(DELETE, one, Manner(RR))))
+        netlink.numbered(number, messages.ipvs(FAMILY_ID, Operation(DELETE, one, Manner(RR))))
         for number, one in ((7, FOUR), (8, SIX))
     ]
-    found = list(messages.split(b"".join(made)))
+    found = list(netlink.split(b"".join(made)))
     assert [(kind, number, whole) for kind, _, number, whole in found] == [
         (FAMILY_ID, 7, made[0]),
         (FAMILY_ID, 8, made[1]),

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from vipd.proxy.switch import (
     Action,
@@ -25,6 +26,7 @@ from vipd.proxy.switch import (
     Verified,
     Verify,
     decide,
+    due,
     found,
     restarted,
 )
@@ -284,3 +286,51 @@ def test_a_deadline_of_before_a_boot_is_none() -> None:
 
 def test_what_is_not_found_any_more_does_not_drain() -> None:
     assert found(DRAINING, [], 60.0, now=100.0) == (AT_REST, ())
+
+
+# Modes that answer on the address itself
+
+U = "userspace"
+
+
+def test_from_ipvs_to_userspace_another_mode_serves_until_ipvs_has_drained() -> None:
+    asked = Asked(U, 300.0)
+    state, actions = decide(State(serving=V), asked)
+    assert actions == (Probe(N),)
+    assert (state.target, state.then) == (N, asked)
+    for event in (Probed(), Committed(), Verified("", 1000.0)):
+        state, actions = decide(state, event)
+    assert actions == (Retire(V), Say())
+    assert state == State(serving=N, drains=(Drain(V, 1300.0),), then=asked)
+    assert due(state) is None
+    state, _ = decide(state, Removed(V))
+    assert due(state) == asked
+    state, actions = decide(state, asked)
+    assert (state.target, state.then, actions) == (U, None, (Probe(U),))
+
+
+def test_where_nftables_does_not_work_iptables_serves_meanwhile() -> None:
+    state, _ = decide(State(serving=U), Asked(V, 300.0))
+    state, actions = decide(state, Probed(missing=("no nft",)))
+    assert (state.target, actions) == (I, (Probe(I),))
+    state, actions = decide(state, Probed(missing=("no iptables",)))
+    assert state == State(serving=U)
+    assert isinstance(actions[0], Say)
+    assert "no iptables" in actions[0].failure
+
+
+def test_what_drains_makes_it_wait_too_and_another_wish_replaces_it() -> None:
+    asked = Asked(U, 300.0)
+    draining = State(serving=N, drains=(Drain(V, 500.0, 3),))
+    state, actions = decide(draining, asked)
+    assert (state, actions) == (structs.replace(draining, then=asked), (Say(),))
+    assert decide(state, Asked(N, 300.0))[0].then is None
+    back, actions = decide(state, Asked(V, 300.0))
+    assert (back.target, back.then, actions) == (V, None, (Probe(V),))
+
+
+def test_a_configured_mode_that_clashes_with_the_one_before_waits_over_the_restart() -> None:
+    state = restarted(Record(V, State(serving=V)), U, U)
+    assert (state.serving, state.then) == (N, Asked(U, 0.0, force=True))
+    waiting = State(serving=N, drains=(Drain(V, 500.0),), then=Asked(U, 300.0))
+    assert restarted(Record(V, waiting), V, V).then == Asked(U, 300.0)

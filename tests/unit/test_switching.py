@@ -11,7 +11,7 @@ import pytest
 from vipd.backends.nftables.backend import NftablesCompiler
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Capability, Committed, Departed, Flows
-from vipd.backends.registry import Backend
+from vipd.backends.registry import MODES, Backend
 from vipd.backends.skeleton import Skeleton
 from vipd.proxy import draining, record
 from vipd.proxy import switching as module
@@ -100,10 +100,11 @@ class Driver:
     async def flows(self) -> Flows:
         return Flows({"10.96.0.1:80/TCP": self.left} if self.left else {})
 
-    async def cut(self, departed: Sequence[Departed]) -> None:
+    async def cut(self, departed: Sequence[Departed]) -> int:
         self.note("cut")
         if self.cut_failure is not None:
             raise self.cut_failure
+        return 0
 
     async def leftovers(self) -> Sequence[str]:
         if self.leftover_failures:
@@ -130,7 +131,7 @@ class Rig:
 
     def __init__(self, directory: Path) -> None:
         self.done: list[str] = []
-        self.drivers = {m: Driver(m, self.done) for m in ("nftables", "iptables", "ipvs")}
+        self.drivers = {m: Driver(m, self.done) for m in MODES}
         self.record = directory / "mode.json"
         self.manifest = directory / "web.yaml"
         self.manifest.write_text(MANIFEST)
@@ -560,3 +561,18 @@ async def test_why_a_mode_serves(rig: Rig) -> None:
 async def settle() -> None:
     for _ in range(30):
         await asyncio.sleep(0)
+
+
+async def test_a_mode_that_clashes_is_switched_to_once_the_old_one_has_drained(rig: Rig) -> None:
+    await rig.switch("ipvs")
+    rig.drivers["ipvs"].left = 1
+    assert await rig.switch("userspace") == ""
+    assert rig.switching.report is not None
+    assert rig.switching.report.waits == rig.switching.serving.mode == "nftables"
+    assert "commit userspace" not in rig.done
+    await rig.crash()
+    rig.start()
+    await rig.synced()
+    rig.drivers["ipvs"].left = 0
+    await rig.until(lambda: rig.switching.serving.mode == "userspace")
+    assert not rig.drivers["ipvs"].there

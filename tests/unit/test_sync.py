@@ -83,7 +83,7 @@ class Driver:
     async def flows(self) -> Flows:
         raise NotImplementedError
 
-    async def cut(self, departed: Sequence[Departed]) -> None:
+    async def cut(self, departed: Sequence[Departed]) -> int:
         raise NotImplementedError
 
     async def leftovers(self) -> list[str]:

@@ -1,7 +1,7 @@
 """A netlink socket that sends many messages at once and reads the answers later.
 
-Lives here: the transport for IPVS (generic netlink) and local routes (rtnetlink). Must not: know
-what the messages say (messages.py). The calls block, but only for as long as the kernel works.
+Lives here: the transport for IPVS (generic netlink) and local routes (rtnetlink), and how messages
+are framed. Must not: know what they say. The calls block, but only for as long as the kernel works.
 
 Each message's acknowledgement is matched to it by its sequence number. The kernel handles a message
 while it is sent, so a batch is limited by the receive buffer: one that overflows (ENOBUFS) has lost
@@ -11,17 +11,23 @@ acknowledgements, not messages.
 import errno
 import os
 import socket
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 
-from vipd.backends.ipvs import messages
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, UnknownResult, Unsupported
+from vipd.proxy.names import Address, Family
 
+HEADER = struct.Struct("=IHHII")
+REQUEST, ACK, EXCLUSIVE, CREATE, REPLACE, DUMP = 0x1, 0x4, 0x200, 0x400, 0x100, 0x300
+ERROR, DONE, MULTI = 2, 3, 0x2
 AT_ONCE = 64
 """Messages in one sendmsg. Their acknowledgements have to fit the receive buffer."""
 _BUFFER = 1 << 20
 _LARGEST = 1 << 16
 """Bytes of one answer; the kernel makes none larger than 32 kB for a listing."""
+ADDRESS_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _GENERIC, _ROUTE = 16, 0
 _STRICT_CHECK = 12
 _SOL_NETLINK = 270
@@ -59,7 +65,7 @@ class Netlink:
             start = self._number + 1
             self._number += len(part)
             text = b"".join(
-                messages.numbered(start + index, _aligned(one)) for index, one in enumerate(part)
+                numbered(start + index, _aligned(one)) for index, one in enumerate(part)
             )
             answers = self._acknowledged(text, start, len(part))
             results += [answers[number] for number in range(start, start + len(part))]
@@ -69,7 +75,7 @@ class Netlink:
         """Send one message that asks for a listing or an answer; return the messages of it."""
         self._number += 1
         try:
-            self._socket.send(messages.numbered(self._number, message))
+            self._socket.send(numbered(self._number, message))
             return self._listing(self._number)
         except OSError as error:
             raise _failed(error) from error
@@ -83,9 +89,9 @@ class Netlink:
         try:
             self._socket.send(text)
             while len(answers) < count:
-                for kind, _, number, message in messages.split(self._receive()):
-                    if kind == messages.ERROR and number >= start:
-                        answers[number] = messages.error_of(message)
+                for kind, _, number, message in split(self._receive()):
+                    if kind == ERROR and number >= start:
+                        answers[number] = error_of(message)
         except OSError as error:
             raise _failed(error) from error
         return answers
@@ -97,15 +103,15 @@ class Netlink:
     def _listing(self, wanted: int) -> list[bytes]:
         found: list[bytes] = []
         while True:
-            for kind, _, number, message in messages.split(self._receive()):
+            for kind, _, number, message in split(self._receive()):
                 if number != wanted:
                     continue
-                if kind == messages.ERROR:
-                    code = messages.error_of(message)
+                if kind == ERROR:
+                    code = error_of(message)
                     if code:
                         raise OSError(code, os.strerror(code))
                     return found
-                if kind == messages.DONE:
+                if kind == DONE:
                     return found
                 found.append(message)
 
@@ -135,3 +141,62 @@ def _failed(error: OSError) -> DataplaneError:
     if error.errno in (errno.EBUSY, errno.EAGAIN, errno.EINTR):
         return Busy(f"netlink: {text}")
     return UnknownResult(f"netlink: {text}")
+
+
+# Framing
+
+
+def numbered(number: int, message: bytes) -> bytes:
+    """Return the message with its sequence number."""
+    return message[:8] + number.to_bytes(4, "little") + message[12:]
+
+
+def attributes(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+    """Yield type and value of netlink attributes from an offset on."""
+    while start + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, start)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[start + 4 : start + length]
+        start += (length + 3) & ~3
+
+
+def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield type, flags, sequence number and all bytes of each message of a datagram."""
+    start = 0
+    while start + HEADER.size <= len(data):
+        length, kind, flags, number, _ = HEADER.unpack_from(data, start)
+        if length < HEADER.size:
+            return
+        yield kind, flags, number, data[start : start + length]
+        start += (length + 3) & ~3
+
+
+def error_of(message: bytes) -> int:
+    """Return the errno of an NLMSG_ERROR; 0 for success."""
+    return -int(struct.unpack_from("=i", message, HEADER.size)[0])
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return an attribute."""
+    return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
+
+
+def u16(kind: int, value: int) -> bytes:
+    """Return an attribute that is a number of 16 bits."""
+    return struct.pack("=HHHxx", 6, kind, value)
+
+
+def u32(kind: int, value: int) -> bytes:
+    """Return an attribute that is a number of 32 bits."""
+    return struct.pack("=HHI", 8, kind, value)
+
+
+def packed(text: str) -> bytes:
+    """Return the bytes of an IP address."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def address(data: bytes) -> Address:
+    """Return the IP address of 4 or 16 bytes."""
+    return IPv4Address(data) if len(data) == 4 else IPv6Address(data)

@@ -1,0 +1,87 @@
+"""The userspace backend as the rest of vipd sees it: the functions of this folder under one name.
+
+Lives here: nothing but the binding to backends/protocol.py, and what the mode does otherwise.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from vipd.backends.protocol import Capabilities, Difference, Packet, Step
+from vipd.backends.userspace.compile import Program
+from vipd.backends.userspace.observed import Observed, dump, load
+from vipd.backends.userspace.plan import (
+    UserspacePlan,
+    compile_program,
+    expected,
+    plan,
+    plan_changes,
+    without,
+)
+from vipd.backends.userspace.trace import trace
+from vipd.proxy.names import Protocol
+from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
+
+DIFFERENCES = (
+    Difference(
+        "source-is-the-node",
+        "endpoints see an address of this node, whoever the client is",
+    ),
+    Difference(
+        "affinity-by-address",
+        "a client's endpoint is remembered for each address of a service, not for all together",
+    ),
+    Difference(
+        "inside-by-range",
+        "under external policy Local, a pod is told by its address only, not by its interface",
+    ),
+    Difference(
+        "unknown-ports-are-refused",
+        "a port that no service has, a ping, and a TCP connection that nobody knows, is refused "
+        "on external and load-balancer addresses, too",
+    ),
+    Difference(
+        "failing-endpoints-are-set-aside",
+        "an endpoint that refuses or times out gets no new connection for a while",
+    ),
+)
+
+
+class UserspaceCompiler:
+    """The pure half (see Compiler)."""
+
+    mode = "userspace"
+    differences: Sequence[Difference] = DIFFERENCES
+    portion: int | None = 1_000
+
+    def lacks(self, server: VirtualServer, capabilities: Capabilities) -> str:
+        """Return why this mode cannot serve a virtual server here, or an empty text."""
+        if server.key.protocol is Protocol.SCTP:
+            return "userspace mode forwards TCP and UDP only"
+        return ""
+
+    def compile(self, virtual_servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
+        """Return the program that serves these virtual servers."""
+        return compile_program(virtual_servers, network)
+
+    def plan(self, observed: Observed | None, wanted: Program) -> tuple[UserspacePlan, Program]:
+        """Return the plan from what there is to `wanted`."""
+        return plan(observed, wanted)
+
+    def plan_changes(self, programmed: Program, changes: Changes) -> tuple[UserspacePlan, Program]:
+        """Return the plan for one change, and the program after it."""
+        return plan_changes(programmed, changes)
+
+    def without(self, before: Program, after: Program, rejected: Iterable[Key]) -> Program:
+        """Return `after`, with the rejected virtual servers as they were in `before`."""
+        return without(before, after, rejected)
+
+    def dump(self, program: Program) -> bytes:
+        """Return `program` as JSON that `load` reads as an observation of it."""
+        return dump(expected(program))
+
+    def load(self, text: bytes) -> Observed:
+        """Return what there is where exactly the dumped program is served."""
+        return load(text)
+
+    def trace(self, program: Program, packet: Packet) -> Sequence[Step]:
+        """Return what the packet meets in this program, in order."""
+        return trace(program, packet)

@@ -1,0 +1,298 @@
+"""The driver of userspace mode: nft tables, workers and local routes, in the order of a plan.
+
+Lives here: the effects of this backend. Must not: know what a program means (compile.py).
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from vipd.backends.local_routes import LocalRoutes, Wanted
+from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
+from vipd.backends.nftables.tool import Nft
+from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.userspace import messages, probe
+from vipd.backends.userspace.objects import (
+    ADDRESSES,
+    ROUTE_PROTOCOL,
+    TABLE,
+    Element,
+    Forwarding,
+    Place,
+    Route,
+    Thing,
+    Value,
+)
+from vipd.backends.userspace.observed import Fixed, Observed, decode
+from vipd.backends.userspace.plan import Operation, Unit, UserspacePlan
+from vipd.backends.userspace.workers import Workers
+from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
+from vipd.proxy.names import Address, Family, family_of
+from vipd.proxy.settings import DataplaneSettings
+from vipd.proxy.virtualserver import Endpoint, Key
+
+ELEMENTS_AT_ONCE = 10_000
+SHORTEST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 0.5, 10.0
+"""Between two looks at whether what waits may go."""
+_DEFAULT = DataplaneSettings()
+
+log = structlog.get_logger()
+
+
+class UserspaceDriver:
+    """Workers and rules of this process's network namespace.
+
+    `state` is the folder under which the workers' control sockets are.
+    """
+
+    def __init__(
+        self,
+        settings: DataplaneSettings = _DEFAULT,
+        inherited: Sequence[int] = (),
+        state: Path = Path("/run/vipd"),
+    ) -> None:
+        self._nft = Nft(inherited=inherited)
+        self._routes = LocalRoutes(ROUTE_PROTOCOL)
+        self._workers = Workers(
+            settings.userspace.workers or len(os.sched_getaffinity(0)), state / "workers"
+        )
+        self._waiting: dict[Thing, Value] = {}
+        self._order = asyncio.Lock()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def probe(self) -> Capabilities:
+        """Return what this host has and lacks for the mode. Changes nothing."""
+        return Capabilities("userspace", await probe.capabilities(self._nft))
+
+    async def observe(self) -> Observed | None:
+        """Return what there is of ours, or None when there is nothing."""
+        things: dict[Thing, Value] = {}
+        strange = set()
+        for one in await asyncio.to_thread(self._routes.listed):
+            if one.protocol == ROUTE_PROTOCOL:
+                things[Route(family_of(one.address), one.address)] = one.source
+            elif one.is_local:
+                strange.add(one.address)
+        fixed: dict[Family, Fixed] = {}
+        for word in await self._tables():
+            listing = await self._nft.run(["--json", "list", "table", word, TABLE])
+            family = FAMILY_OF_WORD[word]
+            try:
+                fixed[family], elements = decode(listing)
+            except (msgspec.DecodeError, LookupError, TypeError, ValueError) as error:
+                raise UnknownResult(f"nft's listing is not understood: {error!r}") from error
+            things |= {Element(family, *each): "" for each in elements}
+        told = await self._workers.reports()
+        for place, forwarding in self._workers.places(told).items():
+            things[place] = forwarding
+        if not (things or fixed or told):
+            return None
+        around = {messages.surroundings_of(one.surroundings) for one in told if not one.retired}
+        return Observed(
+            things, fixed, around.pop() if len(around) == 1 else None, frozenset(strange)
+        )
+
+    async def commit(self, plan: UserspacePlan) -> Committed:
+        """Do the plan. A virtual server that is rejected does not keep the others out."""
+        async with self._order:
+            await self._workers.complete()
+            if plan.surroundings is not None:
+                await self._workers.surround(plan.surroundings)
+            rejected = await self._units(plan.prologue, plan.units)
+            if self._waiting:
+                await self._remove_idle()
+        if self._waiting and (self._sweeping is None or self._sweeping.done()):
+            self._sweeping = asyncio.create_task(self._sweep())
+        return Committed(rejected)
+
+    async def quiesce(self) -> None:
+        """Close every listener; what is open goes on, and its addresses stay the node's."""
+        async with self._order:
+            await self._workers.stop()
+
+    async def flows(self) -> Flows:
+        """Return the connections and sessions that are open."""
+        await self._workers.find()
+        found: dict[str, int] = {}
+        for place, count in (await self._workers.open()).items():
+            key = str(Key(place.family, place.address, place.protocol, place.port))
+            found[key] = found.get(key, 0) + count
+        return Flows(found)
+
+    async def cut(self, departed: Sequence[Departed]) -> int:
+        """Reset what is open to endpoints that left."""
+        open_places = await self._workers.open()
+        found = [
+            (place, Endpoint(one.address, one.port))
+            for one in departed
+            for place in open_places
+            if (place.family, place.protocol, place.port)
+            == (one.key.family, one.key.protocol, one.key.port)
+            and one.key.address in (None, place.address)
+        ]
+        return await self._workers.cut(found) if found else 0
+
+    async def leftovers(self) -> Sequence[str]:
+        """Return what `teardown` would remove, in its words. Changes nothing."""
+        words = [f"table {word} {TABLE}" for word in await self._tables()]
+        words += [f"local route {one}" for one in await self._addresses()]
+        await self._workers.find()
+        return [*words, *(["workers"] if self._workers.is_running else [])]
+
+    async def teardown(self) -> Sequence[str]:
+        """Remove what is ours: workers, routes, tables."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeping
+        async with self._order:
+            words = await self.leftovers()
+            self._waiting.clear()
+            await self._workers.quit()
+            gone = [Wanted("del", one) for one in await self._addresses()]
+            await asyncio.to_thread(self._routes.change, gone)
+            tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
+            if tables:
+                await self._nft.run(["-f", "-"], "".join(tables))
+            return words
+
+    # The steps of a commit
+
+    async def _units(
+        self, prologue: Sequence[str], units: Sequence[Unit]
+    ) -> dict[Key, DataplaneError]:
+        """Do all units kind by kind, whatever their number: what guards comes first."""
+        rejected: dict[Key, DataplaneError] = {
+            unit.key: Rejected(str(unit.key), unit.conflict)
+            for unit in units
+            if unit.conflict and unit.key is not None
+        }
+        operations = [one for unit in units for one in unit.now]
+        for one in operations:
+            if one.verb != "del":
+                self._waiting.pop(one.thing, None)
+        brought = [one for one in operations if one.verb != "del"]
+        gone = [one for one in operations if one.verb == "del"]
+        failed = await self._listen(brought)
+        await self._elements(prologue, brought)
+        failed |= await self._route(brought)
+        if failed:
+            rejected |= await self._take_back(units, failed)
+        await self._elements((), gone)
+        await self._listen(gone)
+        for unit in units:
+            self._waiting |= {one.thing: one.value for one in unit.later}
+        return rejected
+
+    async def _elements(self, prologue: Sequence[str], operations: Iterable[Operation]) -> None:
+        groups: dict[tuple[str, Family, str], list[str]] = {}
+        for verb, thing, _ in operations:
+            if isinstance(thing, Element):
+                word = "delete" if verb == "del" else "add"
+                groups.setdefault((word, thing.family, thing.set), []).append(thing.text)
+        lines = list(prologue)
+        for (word, family, name), texts in groups.items():
+            unique = list(dict.fromkeys(texts))
+            lines += [
+                elements_command(
+                    word, family, name, unique[first : first + ELEMENTS_AT_ONCE], TABLE
+                )
+                for first in range(0, len(unique), ELEMENTS_AT_ONCE)
+            ]
+        if lines:
+            await self._nft.run(["-f", "-"], "".join(f"{line}\n" for line in lines))
+
+    async def _listen(self, operations: Iterable[Operation]) -> dict[Thing, DataplaneError]:
+        wanted: dict[Place, Forwarding] = {}
+        gone: list[Place] = []
+        for verb, thing, value in operations:
+            if isinstance(thing, Place) and verb == "del":
+                gone.append(thing)
+            elif isinstance(thing, Place) and isinstance(value, Forwarding):
+                wanted[thing] = value
+        if not wanted and not gone:
+            return {}
+        failed = await self._workers.serve(wanted, gone)
+        return {place: error for place, error in failed.items()}  # noqa: C416 - another key type
+
+    async def _route(self, operations: Iterable[Operation]) -> dict[Thing, DataplaneError]:
+        wanted = {
+            Wanted(one.verb, one.thing.address, str(one.value)): one.thing
+            for one in operations
+            if isinstance(one.thing, Route)
+        }
+        failed = await asyncio.to_thread(self._routes.change, list(wanted))
+        return {wanted[one]: error for one, error in failed.items()}
+
+    async def _take_back(
+        self, units: Sequence[Unit], failed: Mapping[Thing, DataplaneError]
+    ) -> dict[Key, DataplaneError]:
+        """Return whom the failures concern; what only these have is closed again."""
+        rejected: dict[Key, DataplaneError] = {}
+        unheard: list[Place] = []
+        unserved: list[Operation] = []
+        for unit in units:
+            error = next((failed[one.thing] for one in unit.now if one.thing in failed), None)
+            if error is None or unit.key is None:
+                continue
+            rejected[unit.key] = error
+            unheard += [
+                one.thing
+                for one in unit.now
+                if isinstance(one.thing, Place) and one.verb == "add" and one.thing not in failed
+            ]
+            unserved += [
+                Operation("del", *one[1:])
+                for one in unit.now
+                if isinstance(one.thing, Element)
+                and one.verb == "add"
+                and one.thing.set != ADDRESSES
+            ]
+        await self._workers.serve({}, unheard)
+        await self._elements((), unserved)
+        return rejected
+
+    # What waits for its connections
+
+    async def _sweep(self) -> None:
+        """Remove what waits once its connections have ended, until nothing waits any more."""
+        pause = SHORTEST_SWEEP_SECONDS
+        while self._waiting:
+            try:
+                async with self._order:
+                    await self._remove_idle()
+            except DataplaneError as error:
+                log.warning("what has ended is not removed yet", why=str(error))
+            if self._waiting:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_SWEEP_SECONDS)
+
+    async def _remove_idle(self) -> None:
+        busy = {str(place.address) for place in await self._workers.open()}
+        due = [
+            Operation("del", one, value)
+            for one, value in self._waiting.items()
+            if _address(one) not in busy
+        ]
+        await self._route([one for one in due if isinstance(one.thing, Route)])
+        await self._elements((), due)
+        for one in due:
+            self._waiting.pop(one.thing, None)
+
+    async def _tables(self) -> list[str]:
+        there = await self._nft.tables()
+        return [word for word in FAMILY_WORD.values() if (word, TABLE) in there]
+
+    async def _addresses(self) -> list[Address]:
+        listed = await asyncio.to_thread(self._routes.listed)
+        return [one.address for one in listed if one.protocol == ROUTE_PROTOCOL]
+
+
+def _address(thing: Thing) -> str:
+    """Return the address that a route or its guard is about."""
+    return thing.text if isinstance(thing, Element) else str(thing.address)

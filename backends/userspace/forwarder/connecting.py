@@ -1,0 +1,197 @@
+"""Connecting to endpoints: attempts, their time-outs, and the wait for a descriptor.
+
+Lives here: from the choice of an endpoint to a connection that is established or given up. Must
+not: know events of established connections, or close a socket (a batch of events may be under way).
+"""
+
+import asyncio
+import errno
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from msgspec import Struct
+
+from vipd.backends.userspace.forwarder.accepting import SHORTAGE
+from vipd.backends.userspace.forwarder.connection import CONNECT
+from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
+from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
+from vipd.proxy.virtualserver import Endpoint
+
+log = structlog.get_logger()
+
+_BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
+_MOST_NAMES: Final = 4096
+_EPHEMERAL: Final = 32768
+"""Where the ports begin that the kernel gives to sockets that connect, unless it is told else."""
+
+Name = tuple[socket.AddressFamily, tuple[str, int]]
+"""An endpoint as socket() and connect() want it."""
+
+
+def _is_to_itself(connection: Forwarded) -> bool:
+    """Return whether a socket has met itself: RFC 9293 §3.5 calls it a simultaneous open.
+
+    It happens where nobody listens, at an endpoint on this node whose port the kernel just took as
+    the source port; then only can it be one of those that the kernel takes.
+    """
+    endpoint = connection.endpoint
+    if endpoint is None or endpoint.port < _EPHEMERAL:
+        return False
+    sock = connection.reply.source
+    return bool(sock.getsockname() == sock.getpeername())
+
+
+class Outcome(Struct, frozen=True):
+    """What is called with what became of things."""
+
+    watch: Callable[[Stream], None]
+    """A stream whose source has become a new socket that is connecting."""
+    unwatch: Callable[[socket.SocketType], None]
+    """A socket that is not to be used any more."""
+    refuse: Callable[[Forwarded], None]
+    """A connection for which no endpoint could be reached."""
+    short: Callable[[str], None]
+    """Of what there are too few, so that a connection has to wait."""
+    done: Callable[[], None]
+    """After this, when no batch of events is under way: sockets may be closed."""
+
+
+class Connecting:
+    """The connections that are not established yet."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: TcpLimits,
+        counters: TcpCounters,
+        outcome: Outcome,
+    ) -> None:
+        self._loop = loop
+        self._limits = limits
+        self._counters = counters
+        self._outcome = outcome
+        # All have the same time-out, so that the first is always the next. Not a deque: what is
+        # established is taken out of the middle, and not kept alive until its time is over.
+        self._pending: dict[Forwarded, float] = {}
+        self._parked: deque[Forwarded] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._names: dict[int, tuple[Endpoint, Name]] = {}
+
+    def connect(self, connection: Forwarded) -> None:
+        """Try endpoints until one may answer."""
+        served = connection.served
+        while True:
+            now = self._loop.time()
+            endpoint = served.choose(connection.client, connection.port, now, connection.tried)
+            if endpoint is None:
+                self._outcome.refuse(connection)
+                return
+            family, name = self._name(endpoint)
+            try:
+                sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
+            except OSError as error:
+                if error.errno not in SHORTAGE:
+                    raise
+                self._park(connection, now, errno.errorcode[error.errno])
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.endpoint = endpoint
+            connection.request.sink = connection.reply.source = sock
+            problem = sock.connect_ex(name)
+            if not problem or problem == errno.EINPROGRESS:
+                self._outcome.watch(connection.reply)
+                self._pending[connection] = now + self._limits.connect_seconds
+                if self._timer is None:
+                    self._timer = self._loop.call_later(self._limits.connect_seconds, self._expire)
+                return
+            self._outcome.unwatch(sock)
+            if self._failed(connection, now) != CONNECT:
+                self._outcome.refuse(connection)
+                return
+
+    def is_established(self, connection: Forwarded, mask: int) -> bool:
+        """Note how an attempt ended, by the events of its socket; try on if it failed.
+
+        Returns whether the endpoint took the connection; it is none of those here then.
+        """
+        if self._pending.pop(connection, None) is None:
+            return False
+        if not mask & _BROKEN and not _is_to_itself(connection):
+            return True
+        self._try_on(connection)
+        return False
+
+    def connect_parked(self) -> None:
+        """Try those once more that wait for a descriptor."""
+        for _ in range(len(self._parked)):
+            self.connect(self._parked.popleft())
+
+    def give_up(self) -> list[Forwarded]:
+        """Return all that are here, and forget them. Their sockets are closed by the caller."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        pending = list(self._pending)
+        for one in pending:
+            self._outcome.unwatch(one.reply.source)
+        found = [*pending, *self._parked]
+        self._pending.clear()
+        self._parked.clear()
+        return found
+
+    def _try_on(self, connection: Forwarded) -> None:
+        self._outcome.unwatch(connection.reply.source)
+        if self._failed(connection, self._loop.time()) == CONNECT:
+            self.connect(connection)
+        else:
+            self._outcome.refuse(connection)
+
+    def _failed(self, connection: Forwarded, now: float) -> int:
+        """Note that the endpoint did not take it. Returns the command of the connection."""
+        self._counters.connect_failed += 1
+        if connection.endpoint is not None:
+            connection.served.failed(connection.endpoint, now)
+            connection.tried = (*connection.tried, connection.endpoint)
+        return connection.failed()
+
+    def _park(self, connection: Forwarded, now: float, reason: str) -> None:
+        """Let a connection wait until a descriptor is free, or refuse it if it did for too long."""
+        if connection.parked_at is None:
+            connection.parked_at = now
+        if now - connection.parked_at > self._limits.connect_seconds:
+            self._outcome.refuse(connection)
+        else:
+            self._parked.append(connection)
+        self._outcome.short(reason)
+
+    def _expire(self) -> None:
+        """Try on where the time is over."""
+        self._timer = None
+        now = self._loop.time()
+        expired = []
+        for connection, until in self._pending.items():
+            if until > now:
+                self._timer = self._loop.call_at(until, self._expire)
+                break
+            expired.append(connection)
+        for connection in expired:
+            del self._pending[connection]
+            self._try_on(connection)
+        self._outcome.done()
+
+    def _name(self, endpoint: Endpoint) -> Name:
+        """Return an endpoint's name, remembered by identity: its hash would take longer."""
+        known = self._names.get(id(endpoint))
+        if known is not None:
+            return known[1]
+        if len(self._names) >= _MOST_NAMES:
+            self._names.clear()
+        family = socket.AF_INET6 if endpoint.address.version == 6 else socket.AF_INET
+        name = family, (str(endpoint.address), endpoint.port)
+        self._names[id(endpoint)] = endpoint, name
+        return name

@@ -1,0 +1,72 @@
+"""Which sources may connect to a place, and which of them are inside.
+
+Lives here: the two questions about a client's address, and a bounded memory of the answers. Pure.
+Must not: know endpoints.
+"""
+
+from collections.abc import Callable
+
+from vipd.backends.userspace.objects import Forwarding, Surroundings
+from vipd.proxy.names import Address, parse_address
+
+MOST_ANSWERS = 4096
+"""Clients remembered; more are parsed anew."""
+
+
+class Sources:
+    """The sources of one place. `own` is the address of the place.
+
+    Who connects from it, or from loopback, is this node: by default the kernel takes the address
+    of a local destination as the source too.
+    """
+
+    def __init__(self, forwarding: Forwarding, surroundings: Surroundings, own: Address) -> None:
+        self._ranges = forwarding.allowed_sources
+        self._differs = forwarding.inside != forwarding.outside
+        self._pods = surroundings.pods
+        self._own = surroundings.own
+        self._place = own
+        self._allowed: dict[str, bool] = {}
+        self._inside: dict[str, bool] = {}
+
+    def allows(self, client: str) -> bool:
+        """Return whether the client is in the ranges of the place, if there are any."""
+        if self._ranges is None:
+            return True
+        return _remembered(self._allowed, client, self._in_ranges)
+
+    def is_inside(self, client: str) -> bool:
+        """Return whether the client is a pod of this node or the node itself.
+
+        Asked only where it makes a difference; true where it makes none.
+        """
+        if not self._differs:
+            return True
+        return _remembered(self._inside, client, self._from_here)
+
+    def _in_ranges(self, address: Address) -> bool:
+        return any(address in one for one in self._ranges or ())
+
+    def _from_here(self, address: Address) -> bool:
+        return (
+            address == self._place
+            or address.is_loopback
+            or address in self._own
+            or any(address in one for one in self._pods)
+        )
+
+
+def _remembered(answers: dict[str, bool], client: str, question: Callable[[Address], bool]) -> bool:
+    answer = answers.get(client)
+    if answer is None:
+        answer = answers[client] = question(_parsed(client))
+        if len(answers) > MOST_ANSWERS:
+            del answers[next(iter(answers))]
+    return answer
+
+
+def _parsed(client: str) -> Address:
+    """Return the address, without its scope; an IPv4 one for what IPv6 sockets make of those."""
+    address = parse_address(client.partition("%")[0])
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return mapped if mapped is not None else address

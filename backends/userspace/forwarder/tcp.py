@@ -1,0 +1,250 @@
+"""The TCP forwarder of one worker: connections from listeners to endpoints, on one event loop.
+
+Lives here: what workers ask for, and the beginning and the end of each connection. Must not: decide
+what becomes of a connection (connection.py), see to events (events.py), move bytes (pump.py),
+accept (accepting.py), connect (connecting.py), or choose an endpoint (served.py).
+"""
+
+import asyncio
+import socket
+import struct
+from ipaddress import ip_address
+from typing import Final
+
+import structlog
+
+from vipd.backends.userspace.forwarder.accepting import Accepting
+from vipd.backends.userspace.forwarder.connecting import Connecting, Outcome
+from vipd.backends.userspace.forwarder.connection import CLOSE, RESET
+from vipd.backends.userspace.forwarder.events import Events
+from vipd.backends.userspace.forwarder.proxy_protocol import header
+from vipd.backends.userspace.forwarder.pump import Pump
+from vipd.backends.userspace.forwarder.streams import Forwarded, Frontend, Serves, Stream
+from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
+from vipd.backends.userspace.objects import Place
+from vipd.proxy.virtualserver import Endpoint
+
+log = structlog.get_logger()
+
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+"""For SO_LINGER: close() then resets the connection (socket(7))."""
+
+
+class TcpForwarder:
+    """Forwards the connections of places to their endpoints."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: TcpLimits | None = None) -> None:
+        self.counters = TcpCounters()
+        self._loop = loop
+        self._limits = limits or TcpLimits()
+        self._pump = Pump(self._limits)
+        self._frontends: dict[Place, Frontend] = {}
+        self._by_listener: dict[int, Frontend] = {}
+        self._events = Events(loop, self._pump, self._connected, self._over, self._fail)
+        outcome = Outcome(
+            watch=self._events.watch,
+            unwatch=self._events.unwatch,
+            refuse=self._refuse,
+            short=lambda reason: self._accepting.pause(reason),
+            done=self._events.close_sockets,
+        )
+        self._connecting = Connecting(loop, self._limits, self.counters, outcome)
+        self._accepting = Accepting(
+            loop,
+            self._events.epoll,
+            self._limits,
+            self.counters,
+            self._start,
+            self._connect_parked,
+        )
+        self._events.accept = self._accepting.ready
+        self._events.freed = self._accepting.freed
+
+    def listen(self, place: Place, listener: socket.socket, served: Serves) -> None:
+        """Forward the connections of a bound, listening, non-blocking socket, and own it.
+
+        `served` is for new connections. Raises ValueError if the place has a listener already.
+        """
+        frontend = self._frontends.get(place)
+        if frontend is None:
+            frontend = self._frontends[place] = Frontend(place, served)
+        elif frontend.listener is not None:
+            raise ValueError(f"{place} has a listener already")
+        frontend.served = served
+        frontend.listener = listener
+        self._by_listener[listener.fileno()] = frontend
+        self._accepting.add(listener)
+
+    def stop(self, place: Place) -> None:
+        """Close the listener, once what waits in its queue is accepted; connections go on."""
+        frontend = self._frontends.get(place)
+        if frontend is None or frontend.listener is None:
+            return
+        self._accepting.take_all(frontend.listener)
+        self._take_listener(frontend).close()
+        self._events.close_sockets()
+
+    def hand_over(self, place: Place) -> socket.socket | None:
+        """Return the listener, which is open and not used here any more; connections go on."""
+        frontend = self._frontends.get(place)
+        if frontend is None or frontend.listener is None:
+            return None
+        return self._take_listener(frontend)
+
+    def cut(self, place: Place, endpoint: Endpoint) -> int:
+        """Reset the established connections to an endpoint at both ends. Returns how many."""
+        frontend = self._frontends.get(place)
+        if frontend is None:
+            return 0
+        found = [
+            one
+            for one in frontend.established
+            if one.endpoint is not None
+            and one.endpoint.port == endpoint.port
+            and one.endpoint.address == endpoint.address
+        ]
+        for one in found:
+            if one.reset() == RESET:
+                self.counters.cut += 1
+                self._end(one, reset=True)
+        self._events.close_sockets()
+        return len(found)
+
+    def connections(self) -> dict[Place, int]:
+        """Return how many are established, for each place that has a listener or connections."""
+        return {place: len(one.established) for place, one in self._frontends.items()}
+
+    def close(self) -> None:
+        """Reset all connections and close all listeners, at once. Nothing works after this."""
+        if self._events.epoll.closed:
+            return
+        for one in self._connecting.give_up():
+            one.reset()
+            self._refuse(one)
+        for frontend in list(self._frontends.values()):
+            for one in list(frontend.established):
+                one.reset()
+                self.counters.cut += 1
+                self._end(one, reset=True)
+        self._events.close()
+        self._accepting.close()
+        self._pump.close()
+        self._frontends.clear()
+        self._by_listener.clear()
+
+    def _fail(self, stream: Stream) -> None:
+        """Log an error of this program, and end the connection that met it."""
+        log.exception("a connection failed inside")
+        if not stream.wants:
+            return
+        self.counters.failed_inside += 1
+        connection = stream.connection
+        connection.reset()
+        if connection in connection.frontend.established:
+            self._end(connection, reset=True)
+        else:
+            self._events.unwatch(stream.source)
+            self._turn_away(connection)
+
+    # The life of connections
+
+    def _start(self, listener: int, descriptor: int, client: tuple[str, int]) -> None:
+        """Begin with a connection that was just accepted."""
+        frontend = self._by_listener[listener]
+        sock = socket.SocketType(frontend.family, socket.SOCK_STREAM, 0, descriptor)
+        connection = Forwarded(frontend, sock, client, self._limits.attempts)
+        frontend.taken += 1
+        try:
+            if connection.served.allows(connection.client):
+                self._connecting.connect(connection)
+                return
+            self.counters.denied += 1
+        except Exception:
+            log.exception("a connection failed inside")
+            self.counters.failed_inside += 1
+        self._turn_away(connection)
+
+    def _connect_parked(self) -> None:
+        self._connecting.connect_parked()
+        self._events.close_sockets()
+
+    def _connected(self, stream: Stream, mask: int) -> None:
+        """Begin to forward, if the endpoint took the connection."""
+        connection = stream.connection
+        endpoint = connection.endpoint
+        if endpoint is None or not self._connecting.is_established(connection, mask):
+            return
+        served = connection.served
+        proxied = served.forwarding.proxy_protocol
+        connection.established(holds=proxied)
+        connection.frontend.established.add(connection)
+        connection.tried = ()
+        served.began(connection.client, endpoint, self._loop.time())
+        request = connection.request
+        self._events.watch(request)
+        if proxied:
+            place = connection.frontend.place
+            client = ip_address(connection.client)
+            self._pump.hold(request, header(client, connection.port, place.address, place.port))
+            self._events.do(request, self._pump.write(request))
+        if connection.is_over:
+            return
+        self._events.readable(stream, mask)
+
+    def _over(self, connection: Forwarded, command: int) -> None:
+        """Let go of a connection that has ended or was reset."""
+        if command == CLOSE:
+            self.counters.ended += 1
+        else:
+            self.counters.reset += 1
+        self._end(connection, reset=command == RESET)
+
+    def _refuse(self, connection: Forwarded) -> None:
+        """Reset a client whom no endpoint took."""
+        self.counters.refused += 1
+        self._turn_away(connection)
+
+    def _turn_away(self, connection: Forwarded) -> None:
+        """Reset a client whose connection was never established."""
+        connection.reset()
+        sock = connection.request.source
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self._events.discard(sock)
+        self._leave(connection)
+
+    def _end(self, connection: Forwarded, *, reset: bool) -> None:
+        """Let go of an established connection that is over."""
+        request, reply = connection.request, connection.reply
+        for stream in (request, reply):
+            if reset:
+                stream.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            if stream.held or stream.pipe is not None:
+                self._pump.forget(stream)
+            self._events.unwatch(stream.source)
+        connection.frontend.established.discard(connection)
+        if connection.endpoint is not None:
+            connection.served.ended(connection.endpoint)
+        self._leave(connection)
+
+    def _leave(self, connection: Forwarded) -> None:
+        frontend = connection.frontend
+        self._accepting.taken -= 1
+        frontend.taken -= 1
+        if not frontend.taken and frontend.listener is None:
+            self._forget(frontend)
+        connection.unlink()
+
+    def _take_listener(self, frontend: Frontend) -> socket.socket:
+        """Return the listener of a place that has one; the place has none after this."""
+        listener = frontend.listener
+        assert listener is not None
+        self._accepting.remove(listener)
+        del self._by_listener[listener.fileno()]
+        frontend.listener = None
+        if not frontend.taken:
+            self._forget(frontend)
+        return listener
+
+    def _forget(self, frontend: Frontend) -> None:
+        if self._frontends.get(frontend.place) is frontend:
+            del self._frontends[frontend.place]

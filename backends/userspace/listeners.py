@@ -1,0 +1,85 @@
+"""The sockets that workers listen with: made by the daemon, which may bind what it likes.
+
+Lives here: their options, and who has a place already. Must not: accept or forward.
+
+One socket for each place and worker (SO_REUSEPORT): the kernel spreads connections over the workers
+by a hash of the source. Bound to the very address: a wildcard socket for each port would take the
+ports of the node's own programs, and one for everything needs packets to be steered by rules.
+"""
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+from vipd.backends.netlink import ADDRESS_FAMILY
+from vipd.backends.userspace.objects import Place
+from vipd.proxy.names import Family, Protocol
+
+BACKLOG = 4096
+"""Connections that wait for a worker; the kernel takes no more than net.core.somaxconn."""
+_UDP_BUFFER_BYTES = 4 << 20
+_KEEPALIVE_SECONDS = 7200
+"""The kernel's own default, said so that a host with another one does not decide."""
+
+
+def listener(place: Place) -> socket.socket:
+    """Return a socket that listens at a place, also before its address is the node's.
+
+    Raise OSError; EADDRINUSE where another program has the place.
+    """
+    kind = socket.SOCK_DGRAM if place.protocol is Protocol.UDP else socket.SOCK_STREAM
+    made = socket.socket(ADDRESS_FAMILY[place.family], kind | socket.SOCK_NONBLOCK)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # An address that the node does not have yet can be bound, for IPv6 as well (ip(7)).
+        made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        if place.family is Family.IPV6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if kind == socket.SOCK_STREAM:
+            # What is accepted inherits these.
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UDP_BUFFER_BYTES)
+        made.bind((str(place.address), place.port))
+        if kind == socket.SOCK_STREAM:
+            made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+_IP_FREEBIND = 15
+
+
+def holder(place: Place) -> str:
+    """Return which process has a place, as ``name (pid N)``, or an empty text where none is found.
+
+    Source: proc(5), net/tcp and net/udp: addresses are words in the host's byte order.
+    """
+    suffix = "6" if place.family is Family.IPV6 else ""
+    listing = Path(f"/proc/thread-self/net/{place.protocol.lower()}{suffix}")
+    inodes = set()
+    for line in listing.read_text().splitlines()[1:]:
+        fields = line.split()
+        address, _, port = fields[1].rpartition(":")
+        if int(port, 16) == place.port and _is(address, place) and fields[2].endswith(":0000"):
+            inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for one in (process / "fd").iterdir():
+                if os.readlink(one) in inodes:
+                    name = (process / "comm").read_text().strip()
+                    return f"{name} (pid {process.name})"
+    return ""
+
+
+def _is(text: str, place: Place) -> bool:
+    """Return whether an address of the listing is the place's, or stands for all addresses."""
+    words = bytes.fromhex(text)
+    packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+    return packed == place.address.packed or not any(packed)

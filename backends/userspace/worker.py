@@ -1,0 +1,140 @@
+"""One worker process as the daemon sees it: started or found again, asked, and watched.
+
+Lives here: the process, its control socket and one request at a time. Must not: decide what it
+serves (workers.py). A worker outlives the daemon: it has a session of its own, and its control
+socket stays in the folder for the next daemon.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vipd.backends.userspace import messages
+from vipd.backends.userspace.channel import Channel
+from vipd.backends.userspace.messages import Answer, Request, Tell, Told
+from vipd.backends.userspace.objects import Place
+from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
+
+PATIENCE_SECONDS = 30.0
+"""How long one answer may take: 200 listeners are a matter of milliseconds."""
+
+
+class Worker:
+    """A worker that runs. `places` are where it listens."""
+
+    def __init__(self, path: Path, channel: Channel, told: Told) -> None:
+        self.path = path
+        self.number, self.pid, self.version = told.number, told.pid, told.version
+        self.retired = told.retired
+        self.told = told
+        """What it said when it was found."""
+        self.places: set[Place] = {messages.place_of(one.place) for one in told.places}
+        self._channel = channel
+        self._turn = asyncio.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watched = os.pidfd_open(told.pid)
+
+    @classmethod
+    async def start(cls, number: int, folder: Path) -> "Worker":
+        """Start a worker process and return it once it answers."""
+        path = folder / f"{number}-{secrets.token_hex(4)}.sock"
+        with _control(path) as control:
+            command = [sys.executable, "-P", "-m", "vipd.backends.userspace.forwarder"]
+            try:
+                process = await asyncio.to_thread(
+                    subprocess.Popen,
+                    [*command, str(number), str(control.fileno())],
+                    pass_fds=[control.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise Busy(f"no worker can be started: {error.strerror}") from error
+        try:
+            made = await cls.find(path)
+        except DataplaneError:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+            path.unlink(missing_ok=True)
+            raise
+        made._process = process
+        return made
+
+    @classmethod
+    async def find(cls, path: Path) -> "Worker":
+        """Return the worker behind a control socket; Busy where none answers."""
+        loop = asyncio.get_running_loop()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        channel = Channel(connection)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await loop.sock_connect(connection, str(path))
+                await channel.send(messages.encode(Tell()))
+                told = messages.answer_of((await channel.receive())[0])
+            if not isinstance(told, Told):
+                raise UnknownResult(f"worker at {path}: unexpected answer")
+            return cls(path, channel, told)
+        except (OSError, EOFError, TimeoutError) as error:
+            channel.close()
+            raise Busy(f"the worker at {path} does not answer: {error!r}") from error
+
+    def watch(self, ended: Callable[["Worker"], None]) -> None:
+        """Call `ended` once, as soon as the process is gone."""
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.remove_reader(self._watched)
+            os.close(self._watched)
+            self.forget()
+            self.path.unlink(missing_ok=True)
+            if self._process is not None:
+                self._process.wait()
+            ended(self)
+
+        loop.add_reader(self._watched, tell)
+
+    async def ask(
+        self, request: Request, descriptors: Sequence[int] = ()
+    ) -> tuple[Answer, list[int]]:
+        """Send a request and return its answer, with the descriptors that came beside.
+
+        Raise Busy where the worker ends meanwhile.
+        """
+        async with self._turn:
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await self._channel.send(messages.encode(request), descriptors)
+                    data, given = await self._channel.receive()
+                    return messages.answer_of(data), given
+            except (OSError, EOFError) as error:
+                raise Busy(f"worker {self.number} (pid {self.pid}) has ended") from error
+            except TimeoutError as error:
+                # What comes after would be answered by what was asked before.
+                self._channel.close()
+                raise UnknownResult(f"worker {self.number} (pid {self.pid}) is deaf") from error
+
+    async def tell(self, request: Request) -> None:
+        """Send a request that is not answered."""
+        async with self._turn:
+            with contextlib.suppress(OSError):
+                await self._channel.send(messages.encode(request))
+
+    def forget(self) -> None:
+        """Let go of it: it goes on."""
+        self._channel.close()
+
+
+def _control(path: Path) -> socket.socket:
+    """Return a socket that listens at a path, in a folder that only root may enter."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen(4)
+    return made

@@ -1,0 +1,401 @@
+"""The workers of a node: how many, which of them listens where, and what becomes of one that ends.
+
+Lives here: the supervision, and from a place's forwarding to what each worker is told. Must not:
+know virtual servers (compile.py) or how bytes are forwarded (forwarder/).
+
+Workers outlive the daemon: a new one finds them by their control sockets and takes over what they
+serve. One of another version is replaced: its successor gets its listeners, open, so no connection
+is refused, and it ends when its own connections have.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from zlib import crc32
+
+import structlog
+from msgspec import structs
+
+from vipd.backends.userspace import messages
+from vipd.backends.userspace.listeners import holder, listener
+from vipd.backends.userspace.messages import (
+    MOST_LISTENERS,
+    Batch,
+    Change,
+    Count,
+    Counted,
+    Cut,
+    Done,
+    HandedOver,
+    HandOver,
+    Listen,
+    Quit,
+    Retire,
+    Stop,
+    Tell,
+    Told,
+)
+from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
+from vipd.backends.userspace.worker import Worker
+from vipd.proxy.errors import Busy, DataplaneError, Rejected
+from vipd.proxy.version import VERSION
+from vipd.proxy.virtualserver import Endpoint
+
+LIVES_SECONDS = 5.0
+"""A worker that lived longer is started again at once; otherwise the pause doubles."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_MOST_OPERATIONS = 1_000
+
+log = structlog.get_logger()
+
+
+class Workers:
+    """The worker processes whose control sockets are in a folder."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self.count = count
+        self.ended = 0
+        """Workers that ended though nobody asked them to."""
+        self._folder = folder
+        self._active: dict[int, Worker] = {}
+        self._retired: list[Worker] = []
+        self._wanted: dict[Place, Forwarding] = {}
+        self._surroundings = Surroundings()
+        self._batches = 0
+        self._found = False
+        self._closing = False
+        self._nobody = asyncio.Event()
+        """Set as soon as the last process is gone."""
+        self._started: dict[int, float] = {}
+        self._pauses: dict[int, float] = {}
+        self._restarts: set[asyncio.Task[None]] = set()
+
+    # Which workers there are
+
+    async def find(self) -> None:
+        """Take over the workers that are there. Done once."""
+        if self._found:
+            return
+        self._found = True
+        old: list[Worker] = []
+        for path in sorted(self._folder.glob("*.sock")):
+            try:
+                worker = await Worker.find(path)
+            except Busy:
+                path.unlink(missing_ok=True)
+                continue
+            worker.watch(self._lost)
+            if worker.retired:
+                self._retired.append(worker)
+            elif worker.number in self._active:
+                old.append(worker)
+            else:
+                self._active[worker.number] = worker
+        for worker in self._active.values():
+            self._surroundings = messages.surroundings_of(worker.told.surroundings)
+            for one in worker.told.places:
+                self._wanted[messages.place_of(one.place)] = messages.forwarding_of(one.forwarding)
+        for worker in old:
+            await self._retire(worker)
+
+    async def complete(self) -> None:
+        """Start the workers that are missing, and replace those of another version or number."""
+        await self.find()
+        for number, worker in list(self._active.items()):
+            if number >= self.count:
+                del self._active[number]
+                await self._retire(worker)
+            elif worker.version != VERSION:
+                await self._replace(worker)
+        missing = [one for one in range(self.count) if one not in self._active]
+        if missing:
+            starts = (self._start(number) for number in missing)
+            for error in await asyncio.gather(*starts, return_exceptions=True):
+                if error is not None:
+                    raise error  # the next attempt finds those that did start
+            # Who listens alone depends on who is there.
+            await self.serve(self._wanted, ())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there are workers, also those that only end what is open."""
+        return bool(self._active or self._retired)
+
+    # What they do
+
+    async def serve(
+        self, wanted: Mapping[Place, Forwarding], gone: Collection[Place]
+    ) -> dict[Place, DataplaneError]:
+        """Let the workers serve places like this, and others no more; return what cannot be done.
+
+        A place that another program has is left alone.
+        """
+        self._wanted |= wanted
+        for place in gone:
+            self._wanted.pop(place, None)
+        told = {
+            worker: [*self._changes(worker, wanted), *_stops(worker, gone)]
+            for worker in self._active.values()
+        }
+        failed: dict[Place, DataplaneError] = {}
+        for found in await asyncio.gather(*(self._do(one, todo) for one, todo in told.items())):
+            failed |= found
+        if failed:
+            for place in failed:
+                self._wanted.pop(place, None)
+            await asyncio.gather(
+                *(self._do(one, _stops(one, failed)) for one in self._active.values())
+            )
+        return failed
+
+    async def surround(self, surroundings: Surroundings) -> None:
+        """Tell the workers what they have to know of the node."""
+        self._surroundings = surroundings
+        await asyncio.gather(*(self._do(one, []) for one in self._active.values()))
+
+    async def cut(self, departed: Iterable[tuple[Place, Endpoint]]) -> int:
+        """End what is open to endpoints; return how many connections and sessions."""
+        todo: list[Listen | Change | Stop | Cut] = [
+            Cut(messages.wire_place(place), messages.wire_endpoint(one)) for place, one in departed
+        ]
+        ended = 0
+        for worker in self._all():
+            for part in _parts(todo):
+                answer, _ = await worker.ask(self._batch(part))
+                ended += answer.cut if isinstance(answer, Done) else 0
+        return ended
+
+    async def open(self) -> Counter[Place]:
+        """Return how many connections and sessions are open at each place, over all workers."""
+        found: Counter[Place] = Counter()
+        for worker in self._all():
+            try:
+                answer, _ = await worker.ask(Count())
+            except DataplaneError:
+                continue  # it ended, and what was open with it
+            if isinstance(answer, Counted):
+                found.update({messages.place_of(place): count for place, count in answer.open})
+        return found
+
+    async def reports(self) -> list[Told]:
+        """Return what each worker says of itself."""
+        await self.find()
+        answers = [(await worker.ask(Tell()))[0] for worker in self._all()]
+        return [one for one in answers if isinstance(one, Told)]
+
+    def places(self, told: Sequence[Told]) -> dict[Place, Forwarding]:
+        """Return what is served, from reports: what nobody wants where workers differ."""
+        by_number: dict[int, dict[Place, Forwarding]] = {
+            one.number: {
+                messages.place_of(each.place): messages.forwarding_of(each.forwarding)
+                for each in one.places
+            }
+            for one in told
+            if not one.retired
+        }
+        found: dict[Place, Forwarding] = {}
+        for served in by_number.values():
+            for place, forwarding in served.items():
+                right = all(
+                    by_number.get(number, {}).get(place) == forwarding
+                    for number in self._listeners(place, forwarding)
+                )
+                others = by_number.keys() - set(self._listeners(place, forwarding))
+                if not right or any(place in by_number[one] for one in others):
+                    forwarding = structs.replace(forwarding, owner="")
+                found[place] = forwarding
+        return found
+
+    async def stop(self) -> None:
+        """Let all workers take nothing new, and end when nothing is open any more."""
+        await self.find()
+        self._wanted.clear()
+        for worker in list(self._active.values()):
+            await self._retire(worker)
+        self._active.clear()
+
+    async def quit(self) -> int:
+        """End all workers with everything that is open; return how many there were."""
+        await self.find()
+        self._closing = True
+        self._wanted.clear()
+        there = list(self._all())
+        for worker in there:
+            await worker.tell(Quit())
+        if self.is_running:
+            self._nobody.clear()
+            await self._nobody.wait()
+        self._closing = False
+        return len(there)
+
+    # One worker
+
+    def _all(self) -> Iterator[Worker]:
+        yield from list(self._active.values())
+        yield from list(self._retired)
+
+    async def _start(self, number: int) -> None:
+        worker = await Worker.start(number, self._folder)
+        self._started[number] = time.monotonic()
+        self._active[number] = worker
+        worker.watch(self._lost)
+
+    async def _retire(self, worker: Worker) -> None:
+        worker.retired = True
+        self._retired.append(worker)
+        await worker.tell(Retire())
+
+    async def _replace(self, old: Worker) -> None:
+        """Start a successor and give it the listeners, open."""
+        number = old.number
+        log.info("worker is replaced", number=number, version=old.version, by=VERSION)
+        await self._start(number)
+        new = self._active[number]
+        await self._do(new, [])
+        places = [messages.wire_place(one) for one in old.places]
+        for first in range(0, len(places), MOST_LISTENERS):
+            answer, given = await old.ask(HandOver(places[first : first + MOST_LISTENERS]))
+            if not isinstance(answer, HandedOver):
+                continue
+            todo: list[Listen | Change | Stop | Cut] = []
+            for wire in answer.places:
+                place = messages.place_of(wire)
+                todo.append(Listen(wire, messages.wire_forwarding(self._wanted[place])))
+                new.places.add(place)
+            await new.ask(self._batch(todo), given)
+            for one in given:
+                os.close(one)
+        await self._retire(old)
+
+    def _lost(self, worker: Worker) -> None:
+        """Note that a process is gone; start it again where it should be there."""
+        if worker in self._retired:
+            self._retired.remove(worker)
+        was_active = self._active.get(worker.number) is worker
+        if was_active:
+            del self._active[worker.number]
+        if not self.is_running:
+            self._nobody.set()
+        if self._closing or not was_active:
+            return
+        self.ended += 1
+        log.error("a worker has ended; it is started again", number=worker.number, pid=worker.pid)
+        task = asyncio.get_running_loop().create_task(self._restart(worker.number))
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, number: int) -> None:
+        lived = time.monotonic() - self._started.get(number, 0.0)
+        pause = 0.0 if lived > LIVES_SECONDS else self._pauses.get(number, FIRST_PAUSE_SECONDS)
+        self._pauses[number] = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        while True:
+            await asyncio.sleep(pause)
+            if self._closing or number in self._active:
+                return
+            try:
+                await self._start(number)
+                await self._do(self._active[number], [])
+                await self.serve(dict(self._wanted), ())
+            except DataplaneError as error:
+                pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                log.warning("worker is not there yet", number=number, why=str(error))
+            else:
+                return
+
+    # What one worker is told
+
+    def _listeners(self, place: Place, forwarding: Forwarding) -> Sequence[int]:
+        """Return the numbers of the workers that listen at a place."""
+        if forwarding.is_alone:
+            return (crc32(str(place).encode()) % self.count,)
+        return range(self.count)
+
+    def _changes(
+        self, worker: Worker, wanted: Mapping[Place, Forwarding]
+    ) -> Iterator[Listen | Change | Stop | Cut]:
+        for place, forwarding in wanted.items():
+            wire = messages.wire_place(place)
+            if worker.number not in self._listeners(place, forwarding):
+                if place in worker.places:
+                    yield Stop(wire, at_once=True)
+            elif place in worker.places:
+                yield Change(wire, messages.wire_forwarding(forwarding))
+            else:
+                yield Listen(wire, messages.wire_forwarding(forwarding))
+
+    def _batch(self, operations: list[Listen | Change | Stop | Cut]) -> Batch:
+        self._batches += 1
+        around = messages.wire_surroundings(self._surroundings)
+        return Batch(self._batches, operations, around)
+
+    async def _do(
+        self, worker: Worker, operations: Iterable[Listen | Change | Stop | Cut]
+    ) -> dict[Place, DataplaneError]:
+        """Let a worker do operations in order; a worker that ends gets them when it is back."""
+        failed: dict[Place, DataplaneError] = {}
+        for part in _parts(list(operations)) or [[]]:
+            made, refused = await asyncio.to_thread(_listen, part)
+            failed |= refused
+            todo = [
+                one
+                for one in part
+                if not isinstance(one, Listen) or messages.place_of(one.place) not in refused
+            ]
+            try:
+                answer, _ = await worker.ask(self._batch(todo), [one.fileno() for one in made])
+            except Busy:
+                return failed
+            finally:
+                for given in made:
+                    given.close()
+            for one in todo:
+                if isinstance(one, Listen):
+                    worker.places.add(messages.place_of(one.place))
+                elif isinstance(one, Stop):
+                    worker.places.discard(messages.place_of(one.place))
+            if isinstance(answer, Done):
+                for place, why in answer.failed:
+                    failed[messages.place_of(place)] = Rejected(f"listen {place}", why)
+        return failed
+
+
+def _stops(worker: Worker, gone: Collection[Place]) -> list[Listen | Change | Stop | Cut]:
+    return [Stop(messages.wire_place(one), at_once=True) for one in gone if one in worker.places]
+
+
+def _parts(
+    operations: Sequence[Listen | Change | Stop | Cut],
+) -> list[list[Listen | Change | Stop | Cut]]:
+    """Return operations in batches with so many listeners as can be sent at once."""
+    parts: list[list[Listen | Change | Stop | Cut]] = []
+    listeners = MOST_LISTENERS
+    for one in operations:
+        if not parts or listeners >= MOST_LISTENERS or len(parts[-1]) >= _MOST_OPERATIONS:
+            parts.append([])
+            listeners = 0
+        parts[-1].append(one)
+        listeners += isinstance(one, Listen)
+    return parts
+
+
+def _listen(
+    operations: Iterable[Listen | Change | Stop | Cut],
+) -> tuple[list[socket.socket], dict[Place, DataplaneError]]:
+    """Return a listener for each operation that needs one, and the places that have none."""
+    made: list[socket.socket] = []
+    refused: dict[Place, DataplaneError] = {}
+    for one in operations:
+        if not isinstance(one, Listen):
+            continue
+        place = messages.place_of(one.place)
+        try:
+            made.append(listener(place))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            who = holder(place)
+            refused[place] = Rejected(f"listen {place}", f"{why}: {who}" if who else why)
+    return made, refused

@@ -1,0 +1,33 @@
+"""Local routes: the messages, held against those that pyroute2 encodes."""
+
+import pytest
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from vipd.backends import local_routes
+from vipd.backends.local_routes import Verb, Wanted
+from vipd.backends.netlink import ADDRESS_FAMILY
+from vipd.proxy.names import Family, parse_address
+
+
+@pytest.mark.parametrize("family", Family, ids=str)
+@pytest.mark.parametrize(
+    ("verb", "kind", "flags"), [("add", 24, 0x605), ("replace", 24, 0x505), ("del", 25, 0x5)]
+)
+def test_a_route(family: Family, verb: Verb, kind: int, flags: int) -> None:
+    address, source = (
+        ("10.96.0.1", "192.168.0.1") if family is Family.IPV4 else ("fd00::1", "fd00:1::1")
+    )
+    message = rtmsg()
+    message["header"]["type"], message["header"]["flags"] = kind, flags
+    message["family"], message["dst_len"] = (
+        ADDRESS_FAMILY[family],
+        32 if family is Family.IPV4 else 128,
+    )
+    message["table"], message["proto"], message["type"] = 255, 118, 2
+    message["scope"] = 254 if family is Family.IPV4 else 0
+    message["attrs"] = [("RTA_DST", address), ("RTA_OIF", 1)]
+    if verb != "del":
+        message["attrs"].append(("RTA_PREFSRC", source))
+    message.encode()
+    made = local_routes.message(Wanted(verb, parse_address(address), source), 118)
+    assert made == bytes(message.data)
