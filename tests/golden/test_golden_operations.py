@@ -1,4 +1,4 @@
-"""The plans of IPVS mode for small programs and changes, word for word.
+"""The plans of IPVS and userspace mode for small programs and changes, word for word.
 
 `VIPD_UPDATE_GOLDEN=1 pytest tests/golden` writes the files anew; the difference is for a reviewer.
 The clusters are those of tests/cases. `fixed.txt` is what every program has: sets and rules.
@@ -7,20 +7,27 @@ The clusters are those of tests/cases. `fixed.txt` is what every program has: se
 import os
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
 from tests.cases.test_resolve import FOLDER, events, read, stages
 
+from vipd.backends.ipvs import plan as ipvs
 from vipd.backends.ipvs.backend import IpvsCompiler
-from vipd.backends.ipvs.plan import IpvsPlan, expected
+from vipd.backends.userspace import plan as userspace
+from vipd.backends.userspace.backend import UserspaceCompiler
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.snapshot import Snapshot, fold
 from vipd.proxy.virtualserver import NodeNetwork, PodSources
 
-HERE = Path(__file__).parent / "ipvs"
+HERE = Path(__file__).parent
 UPDATE = bool(os.environ.get("VIPD_UPDATE_GOLDEN"))
-COMPILER = IpvsCompiler()
+MODES: dict[str, tuple[Any, Any]] = {
+    "ipvs": (IpvsCompiler(), ipvs.expected),
+    "userspace": (UserspaceCompiler(), userspace.expected),
+}
+"""Compiler, and what is there where exactly a program is."""
 CASES = (
     "affinity-on-every-address",
     "algorithms-with-weights",
@@ -33,21 +40,28 @@ CASES = (
 )
 
 
-def compare(name: str, text: str) -> None:
-    path = HERE / f"{name}.txt"
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def compare(mode: str, name: str, text: str) -> None:
+    path = HERE / mode / f"{name}.txt"
     if UPDATE:
         path.write_text(text)
     assert path.read_text() == text
 
 
-def test_the_fixed_rules_and_sets() -> None:
+def test_the_fixed_rules_and_sets(mode: str) -> None:
+    compiler, _ = MODES[mode]
     ranges = (ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/48"))
     network = NodeNetwork(pod_sources=PodSources(cidrs=ranges))
-    compare("fixed", str(COMPILER.plan(None, COMPILER.compile((), network))[0]))
+    compare(mode, "fixed", str(compiler.plan(None, compiler.compile((), network))[0]))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_program_and_changes(name: str) -> None:
+def test_program_and_changes(mode: str, name: str) -> None:
+    compiler, expected = MODES[mode]
     case = read(FOLDER / f"{name}.yaml")
     settings = case.node.settings()
     own = tuple(sorted(map(ip_address, ("192.168.0.1", "fd00:192:168::1")), key=str))
@@ -57,21 +71,21 @@ def test_program_and_changes(name: str) -> None:
         snapshot, touched = fold(snapshot, events(step.manifests, step.delete))
         if table is None or program is None:
             table = resolve(snapshot, settings)
-            fixed = expected(COMPILER.compile((), table.network))
-            wanted = COMPILER.compile(table.virtual_servers(), table.network)
-            made, program = COMPILER.plan(fixed, wanted)
+            fixed = expected(compiler.compile((), table.network))
+            wanted = compiler.compile(table.virtual_servers(), table.network)
+            made, program = compiler.plan(fixed, wanted)
         else:
             table, changes = update(table, snapshot, settings, touched)
-            made, program = COMPILER.plan_changes(program, changes)
+            made, program = compiler.plan_changes(program, changes)
         parts.append(_part(step.what, made))
-    compare(name, "\n".join(parts))
+    compare(mode, name, "\n".join(parts))
 
 
-def test_no_file_is_left_over() -> None:
-    assert {path.stem for path in HERE.glob("*.txt")} == {"fixed", *CASES}
+def test_no_file_is_left_over(mode: str) -> None:
+    assert {path.stem for path in (HERE / mode).glob("*.txt")} == {"fixed", *CASES}
 
 
-def _part(what: str, made: IpvsPlan) -> str:
+def _part(what: str, made: Any) -> str:
     """Return a plan's text; units stand in any order in a plan, here they are sorted."""
     units = sorted(made.units, key=lambda unit: unit.key.sort_key() if unit.key else (0,))
     return f"# {what} ({made.size} operations)\n{structs.replace(made, units=tuple(units))}"
