@@ -68,10 +68,14 @@ class Workers:
         self._batches = 0
         self._found = False
         self._closing = False
+        self._order = asyncio.Lock()
+        """Held while workers are told: the last that they are told is the last that was wanted."""
         self._nobody = asyncio.Event()
         """Set as soon as the last process is gone."""
         self._started: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
+        self._returning: set[int] = set()
+        """Numbers of workers that ended and are being started again."""
         self._restarts: set[asyncio.Task[None]] = set()
 
     # Which workers there are
@@ -111,14 +115,19 @@ class Workers:
                 await self._retire(worker)
             elif worker.version != VERSION:
                 await self._replace(worker)
-        missing = [one for one in range(self.count) if one not in self._active]
+        there = self._active.keys() | self._returning
+        missing = [one for one in range(self.count) if one not in there]
         if missing:
             starts = (self._start(number) for number in missing)
             for error in await asyncio.gather(*starts, return_exceptions=True):
                 if error is not None:
                     raise error  # the next attempt finds those that did start
-            # Who listens alone depends on who is there.
-            await self.serve(self._wanted, ())
+            await self._tell_everything()
+
+    async def _tell_everything(self) -> None:
+        """Let every worker serve what is wanted now."""
+        async with self._order:  # what is wanted may change until it is our turn
+            await self._serve(dict(self._wanted), ())
 
     @property
     def is_running(self) -> bool:
@@ -134,6 +143,12 @@ class Workers:
 
         A place that another program has is left alone.
         """
+        async with self._order:
+            return await self._serve(wanted, gone)
+
+    async def _serve(
+        self, wanted: Mapping[Place, Forwarding], gone: Collection[Place]
+    ) -> dict[Place, DataplaneError]:
         self._wanted |= wanted
         for place in gone:
             self._wanted.pop(place, None)
@@ -284,6 +299,7 @@ class Workers:
             return
         self.ended += 1
         log.error("a worker has ended; it is started again", number=worker.number, pid=worker.pid)
+        self._returning.add(worker.number)
         task = asyncio.get_running_loop().create_task(self._restart(worker.number))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
@@ -292,19 +308,18 @@ class Workers:
         lived = time.monotonic() - self._started.get(number, 0.0)
         pause = 0.0 if lived > LIVES_SECONDS else self._pauses.get(number, FIRST_PAUSE_SECONDS)
         self._pauses[number] = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-        while True:
-            await asyncio.sleep(pause)
-            if self._closing or number in self._active:
-                return
-            try:
-                await self._start(number)
-                await self._do(self._active[number], [])
-                await self.serve(dict(self._wanted), ())
-            except DataplaneError as error:
-                pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-                log.warning("worker is not there yet", number=number, why=str(error))
-            else:
-                return
+        try:
+            while not self._closing:
+                await asyncio.sleep(pause)
+                try:
+                    await self._start(number)
+                    break
+                except DataplaneError as error:
+                    pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+                    log.warning("worker is not there yet", number=number, why=str(error))
+        finally:
+            self._returning.discard(number)
+        await self._tell_everything()
 
     # What one worker is told
 

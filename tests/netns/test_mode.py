@@ -83,10 +83,10 @@ def test_check_tells_every_mode_and_what_it_does_otherwise(cluster: Cluster) -> 
     done = cluster.cli("check", "--json")
     assert done.returncode == 0
     told = {one["mode"]: one for one in json.loads(done.stdout)}
-    assert list(told) == ["nftables", "iptables", "ipvs"]
+    assert list(told) == ["nftables", "iptables", "ipvs", "userspace"]
     assert told["nftables"]["supported"]
-    assert told["nftables"]["differences"] == []
-    assert all({"name", "what"} <= set(one) for one in told["ipvs"]["differences"])
+    for one in ("nftables", "ipvs", "userspace"):
+        assert all({"name", "what"} <= set(each) for each in told[one]["differences"])
     text = cluster.cli("check").stdout
     assert "nftables: works here (--mode auto takes it)" in text
     for one in told["iptables"]["differences"]:
@@ -96,4 +96,4 @@ def test_check_tells_every_mode_and_what_it_does_otherwise(cluster: Cluster) -> 
 def test_an_unknown_mode_to_clean_up_is_wrong_usage(cluster: Cluster) -> None:
     done = cluster.cli("cleanup", "--mode", "ebpf")
     assert done.returncode == 2
-    assert "--mode: 'ebpf' is no mode; there is: nftables, iptables, ipvs" in done.stderr
+    assert "--mode: 'ebpf' is no mode; there is: nftables, iptables, ipvs, userspace" in done.stderr
