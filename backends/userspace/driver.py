@@ -17,6 +17,7 @@ from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.userspace import messages, probe
+from vipd.backends.userspace.assignment import served
 from vipd.backends.userspace.objects import (
     ADDRESSES,
     ROUTE_PROTOCOL,
@@ -88,7 +89,7 @@ class UserspaceDriver:
                 raise UnknownResult(f"nft's listing is not understood: {error!r}") from error
             things |= {Element(family, *each): "" for each in elements}
         told = await self._workers.reports()
-        for place, forwarding in self._workers.places(told).items():
+        for place, forwarding in served(told, self._workers.count).items():
             things[place] = forwarding
         if not (things or fixed or told):
             return None
@@ -166,7 +167,7 @@ class UserspaceDriver:
     async def _units(
         self, prologue: Sequence[str], units: Sequence[Unit]
     ) -> dict[Key, DataplaneError]:
-        """Do all units kind by kind, whatever their number: what guards comes first."""
+        """Do all units kind by kind, whatever their number, in the order that plan.py explains."""
         rejected: dict[Key, DataplaneError] = {
             unit.key: Rejected(str(unit.key), unit.conflict)
             for unit in units

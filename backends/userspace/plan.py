@@ -10,14 +10,14 @@ listener that goes takes no new connection; the route to its address and the gua
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from immutables import Map
 from msgspec import Struct
 
 from vipd.backends import things as shared
 from vipd.backends.answering import beside
-from vipd.backends.local_routes import Wanted, told
+from vipd.backends.local_routes import Verb, Wanted, told
 from vipd.backends.nftables.objects import elements_command
 from vipd.backends.things import Rules, against, changed, counted
 from vipd.backends.userspace.compile import Program, is_shared, refusal, surroundings, things
@@ -36,8 +36,6 @@ from vipd.backends.userspace.observed import Fixed, Observed
 from vipd.backends.userspace.rules import commands, fixed
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
-
-Verb = Literal["add", "replace", "del"]
 
 
 class Operation(NamedTuple):

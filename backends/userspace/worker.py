@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -101,30 +102,45 @@ class Worker:
         loop.add_reader(self._watched, tell)
 
     async def ask(
-        self, request: Request, descriptors: Sequence[int] = ()
-    ) -> tuple[Answer, list[int]]:
-        """Send a request and return its answer, with the descriptors that came beside.
+        self, request: Request, given: Sequence[socket.socket] = ()
+    ) -> tuple[Answer, list[socket.socket]]:
+        """Send a request with sockets beside it, and return its answer, with those that came back.
 
-        Raise Busy where the worker ends meanwhile.
+        What is given is closed here once it is sent. Raise Busy where the worker ends meanwhile.
+        One that does not answer is killed: nothing else would bring it back.
         """
-        async with self._turn:
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    await self._channel.send(messages.encode(request), descriptors)
-                    data, given = await self._channel.receive()
-                    return messages.answer_of(data), given
-            except (OSError, EOFError) as error:
-                raise Busy(f"worker {self.number} (pid {self.pid}) has ended") from error
-            except TimeoutError as error:
-                # What comes after would be answered by what was asked before.
-                self._channel.close()
-                raise UnknownResult(f"worker {self.number} (pid {self.pid}) is deaf") from error
+        # Whoever asks may be cancelled: then the answer is still read, or the next one would be
+        # taken for it.
+        return await asyncio.shield(asyncio.ensure_future(self._exchange(request, given)))
+
+    async def _exchange(
+        self, request: Request, given: Sequence[socket.socket]
+    ) -> tuple[Answer, list[socket.socket]]:
+        try:
+            async with self._turn, asyncio.timeout(PATIENCE_SECONDS):
+                numbers = [one.fileno() for one in given]
+                await self._channel.send(messages.encode(request), numbers)
+                data, descriptors = await self._channel.receive()
+        except TimeoutError as error:
+            self.kill()
+            raise UnknownResult(f"worker {self.number} (pid {self.pid}) is deaf") from error
+        except (OSError, EOFError) as error:
+            raise Busy(f"worker {self.number} (pid {self.pid}) has ended") from error
+        finally:
+            for one in given:
+                one.close()
+        return messages.answer_of(data), [socket.socket(fileno=one) for one in descriptors]
 
     async def tell(self, request: Request) -> None:
         """Send a request that is not answered."""
         async with self._turn:
             with contextlib.suppress(OSError):
                 await self._channel.send(messages.encode(request))
+
+    def kill(self) -> None:
+        """End the process as it is; `watch` tells when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._watched, signal.SIGKILL)
 
     def forget(self) -> None:
         """Let go of it: it goes on."""

@@ -1,7 +1,8 @@
 """The workers of a node: how many, which of them listens where, and what becomes of one that ends.
 
-Lives here: the supervision, and from a place's forwarding to what each worker is told. Must not:
-know virtual servers (compile.py) or how bytes are forwarded (forwarder/).
+Lives here: the supervision, and the exchanges with each worker. Must not: decide which worker
+listens where (assignment.py), know virtual servers (compile.py) or how bytes are forwarded
+(forwarder/).
 
 Workers outlive the daemon: a new one finds them by their control sockets and takes over what they
 serve. One of another version is replaced: its successor gets its listeners, open, so no connection
@@ -13,19 +14,17 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from zlib import crc32
 
 import structlog
-from msgspec import structs
 
 from vipd.backends.userspace import messages
+from vipd.backends.userspace.assignment import Operation, batches, changes, stops
 from vipd.backends.userspace.listeners import holder, listener
 from vipd.backends.userspace.messages import (
     MOST_LISTENERS,
     Batch,
-    Change,
     Count,
     Counted,
     Cut,
@@ -48,7 +47,8 @@ from vipd.proxy.virtualserver import Endpoint
 LIVES_SECONDS = 5.0
 """A worker that lived longer is started again at once; otherwise the pause doubles."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
-_MOST_OPERATIONS = 1_000
+QUIT_SECONDS = 10.0
+"""How long workers have to end when they are told to, before they are killed."""
 
 log = structlog.get_logger()
 
@@ -58,8 +58,6 @@ class Workers:
 
     def __init__(self, count: int, folder: Path) -> None:
         self.count = count
-        self.ended = 0
-        """Workers that ended though nobody asked them to."""
         self._folder = folder
         self._active: dict[int, Worker] = {}
         self._retired: list[Worker] = []
@@ -153,7 +151,10 @@ class Workers:
         for place in gone:
             self._wanted.pop(place, None)
         told = {
-            worker: [*self._changes(worker, wanted), *_stops(worker, gone)]
+            worker: [
+                *changes(worker.number, self.count, worker.places, wanted),
+                *stops(worker.places, gone),
+            ]
             for worker in self._active.values()
         }
         failed: dict[Place, DataplaneError] = {}
@@ -163,23 +164,23 @@ class Workers:
             for place in failed:
                 self._wanted.pop(place, None)
             await asyncio.gather(
-                *(self._do(one, _stops(one, failed)) for one in self._active.values())
+                *(self._do(one, stops(one.places, failed)) for one in self._active.values())
             )
         return failed
 
     async def surround(self, surroundings: Surroundings) -> None:
         """Tell the workers what they have to know of the node."""
         self._surroundings = surroundings
-        await asyncio.gather(*(self._do(one, []) for one in self._active.values()))
+        await asyncio.gather(*(one.ask(self._batch([])) for one in self._active.values()))
 
     async def cut(self, departed: Iterable[tuple[Place, Endpoint]]) -> int:
         """End what is open to endpoints; return how many connections and sessions."""
-        todo: list[Listen | Change | Stop | Cut] = [
+        todo: list[Operation] = [
             Cut(messages.wire_place(place), messages.wire_endpoint(one)) for place, one in departed
         ]
         ended = 0
         for worker in self._all():
-            for part in _parts(todo):
+            for part in batches(todo):
                 answer, _ = await worker.ask(self._batch(part))
                 ended += answer.cut if isinstance(answer, Done) else 0
         return ended
@@ -202,29 +203,6 @@ class Workers:
         answers = [(await worker.ask(Tell()))[0] for worker in self._all()]
         return [one for one in answers if isinstance(one, Told)]
 
-    def places(self, told: Sequence[Told]) -> dict[Place, Forwarding]:
-        """Return what is served, from reports: what nobody wants where workers differ."""
-        by_number: dict[int, dict[Place, Forwarding]] = {
-            one.number: {
-                messages.place_of(each.place): messages.forwarding_of(each.forwarding)
-                for each in one.places
-            }
-            for one in told
-            if not one.retired
-        }
-        found: dict[Place, Forwarding] = {}
-        for served in by_number.values():
-            for place, forwarding in served.items():
-                right = all(
-                    by_number.get(number, {}).get(place) == forwarding
-                    for number in self._listeners(place, forwarding)
-                )
-                others = by_number.keys() - set(self._listeners(place, forwarding))
-                if not right or any(place in by_number[one] for one in others):
-                    forwarding = structs.replace(forwarding, owner="")
-                found[place] = forwarding
-        return found
-
     async def stop(self) -> None:
         """Let all workers take nothing new, and end when nothing is open any more."""
         await self.find()
@@ -241,9 +219,16 @@ class Workers:
         there = list(self._all())
         for worker in there:
             await worker.tell(Quit())
-        if self.is_running:
-            self._nobody.clear()
-            await self._nobody.wait()
+        self._nobody.clear()
+        try:
+            async with asyncio.timeout(QUIT_SECONDS):
+                while self.is_running:
+                    await self._nobody.wait()
+        except TimeoutError:
+            for worker in self._all():
+                worker.kill()
+            while self.is_running:
+                await self._nobody.wait()
         self._closing = False
         return len(there)
 
@@ -270,20 +255,17 @@ class Workers:
         log.info("worker is replaced", number=number, version=old.version, by=VERSION)
         await self._start(number)
         new = self._active[number]
-        await self._do(new, [])
         places = [messages.wire_place(one) for one in old.places]
         for first in range(0, len(places), MOST_LISTENERS):
             answer, given = await old.ask(HandOver(places[first : first + MOST_LISTENERS]))
             if not isinstance(answer, HandedOver):
                 continue
-            todo: list[Listen | Change | Stop | Cut] = []
+            todo: list[Operation] = []
             for wire in answer.places:
                 place = messages.place_of(wire)
                 todo.append(Listen(wire, messages.wire_forwarding(self._wanted[place])))
                 new.places.add(place)
             await new.ask(self._batch(todo), given)
-            for one in given:
-                os.close(one)
         await self._retire(old)
 
     def _lost(self, worker: Worker) -> None:
@@ -297,7 +279,6 @@ class Workers:
             self._nobody.set()
         if self._closing or not was_active:
             return
-        self.ended += 1
         log.error("a worker has ended; it is started again", number=worker.number, pid=worker.pid)
         self._returning.add(worker.number)
         task = asyncio.get_running_loop().create_task(self._restart(worker.number))
@@ -323,36 +304,17 @@ class Workers:
 
     # What one worker is told
 
-    def _listeners(self, place: Place, forwarding: Forwarding) -> Sequence[int]:
-        """Return the numbers of the workers that listen at a place."""
-        if forwarding.is_alone:
-            return (crc32(str(place).encode()) % self.count,)
-        return range(self.count)
-
-    def _changes(
-        self, worker: Worker, wanted: Mapping[Place, Forwarding]
-    ) -> Iterator[Listen | Change | Stop | Cut]:
-        for place, forwarding in wanted.items():
-            wire = messages.wire_place(place)
-            if worker.number not in self._listeners(place, forwarding):
-                if place in worker.places:
-                    yield Stop(wire, at_once=True)
-            elif place in worker.places:
-                yield Change(wire, messages.wire_forwarding(forwarding))
-            else:
-                yield Listen(wire, messages.wire_forwarding(forwarding))
-
-    def _batch(self, operations: list[Listen | Change | Stop | Cut]) -> Batch:
+    def _batch(self, operations: list[Operation]) -> Batch:
         self._batches += 1
         around = messages.wire_surroundings(self._surroundings)
         return Batch(self._batches, operations, around)
 
     async def _do(
-        self, worker: Worker, operations: Iterable[Listen | Change | Stop | Cut]
+        self, worker: Worker, operations: Iterable[Operation]
     ) -> dict[Place, DataplaneError]:
         """Let a worker do operations in order; a worker that ends gets them when it is back."""
         failed: dict[Place, DataplaneError] = {}
-        for part in _parts(list(operations)) or [[]]:
+        for part in batches(list(operations)):
             made, refused = await asyncio.to_thread(_listen, part)
             failed |= refused
             todo = [
@@ -361,12 +323,9 @@ class Workers:
                 if not isinstance(one, Listen) or messages.place_of(one.place) not in refused
             ]
             try:
-                answer, _ = await worker.ask(self._batch(todo), [one.fileno() for one in made])
+                answer, _ = await worker.ask(self._batch(todo), made)
             except Busy:
                 return failed
-            finally:
-                for given in made:
-                    given.close()
             for one in todo:
                 if isinstance(one, Listen):
                     worker.places.add(messages.place_of(one.place))
@@ -378,27 +337,8 @@ class Workers:
         return failed
 
 
-def _stops(worker: Worker, gone: Collection[Place]) -> list[Listen | Change | Stop | Cut]:
-    return [Stop(messages.wire_place(one), at_once=True) for one in gone if one in worker.places]
-
-
-def _parts(
-    operations: Sequence[Listen | Change | Stop | Cut],
-) -> list[list[Listen | Change | Stop | Cut]]:
-    """Return operations in batches with so many listeners as can be sent at once."""
-    parts: list[list[Listen | Change | Stop | Cut]] = []
-    listeners = MOST_LISTENERS
-    for one in operations:
-        if not parts or listeners >= MOST_LISTENERS or len(parts[-1]) >= _MOST_OPERATIONS:
-            parts.append([])
-            listeners = 0
-        parts[-1].append(one)
-        listeners += isinstance(one, Listen)
-    return parts
-
-
 def _listen(
-    operations: Iterable[Listen | Change | Stop | Cut],
+    operations: Iterable[Operation],
 ) -> tuple[list[socket.socket], dict[Place, DataplaneError]]:
     """Return a listener for each operation that needs one, and the places that have none."""
     made: list[socket.socket] = []

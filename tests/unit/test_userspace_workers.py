@@ -1,0 +1,119 @@
+"""Workers with real processes: what becomes of those that stop, end or are asked in vain."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from vipd.backends.userspace import messages, worker, workers
+from vipd.backends.userspace.assignment import batches, listeners, served
+from vipd.backends.userspace.messages import (
+    MOST_LISTENERS,
+    Count,
+    Counted,
+    Listen,
+    PlaceReport,
+    Told,
+)
+from vipd.backends.userspace.objects import Forwarding, Place
+from vipd.backends.userspace.workers import Workers
+from vipd.proxy.errors import UnknownResult
+from vipd.proxy.names import Family, Protocol, parse_address
+from vipd.proxy.virtualserver import Endpoint
+
+PLACE = Place(Family.IPV4, Protocol.TCP, parse_address("10.96.0.1"), 80)
+SERVED = Forwarding(owner="a/b", inside=(Endpoint(parse_address("10.244.0.1"), 80),), outside=())
+
+
+@pytest_asyncio.fixture
+async def two(tmp_path: Path) -> AsyncIterator[Workers]:
+    made = Workers(2, tmp_path / "workers")
+    await made.complete()
+    yield made
+    await made.quit()
+    assert list((tmp_path / "workers").iterdir()) == []
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - a process ends, which no event here tells
+            await asyncio.sleep(0.01)
+
+
+async def pids(there: Workers) -> set[int]:
+    return {one.pid for one in await there.reports()}
+
+
+async def test_an_answer_that_nobody_waits_for_is_not_taken_for_the_next(two: Workers) -> None:
+    first = next(iter(two._active.values()))
+    os.kill(first.pid, signal.SIGSTOP)
+    asking = asyncio.create_task(first.ask(messages.Tell()))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    os.kill(first.pid, signal.SIGCONT)
+    answer, _ = await first.ask(Count())
+    assert answer == Counted([])
+
+
+async def test_one_that_does_not_answer_is_killed_and_comes_back(
+    two: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await pids(two)
+    first = next(iter(two._active.values()))
+    os.kill(first.pid, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "PATIENCE_SECONDS", 0.05)
+        with pytest.raises(UnknownResult, match="is deaf"):
+            await first.ask(Count())
+    await until(lambda: len(two._active) == 2 and first not in two._active.values())
+    after = await pids(two)
+    assert len(after) == 2
+    assert len(after & before) == 1
+
+
+async def test_one_that_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "QUIT_SECONDS", 0.05)
+    there = Workers(1, tmp_path / "workers")
+    await there.complete()
+    (only,) = await pids(there)
+    os.kill(only, signal.SIGSTOP)
+    assert await there.quit() == 1
+    assert not there.is_running
+
+
+def told(number: int, *places: tuple[Place, Forwarding]) -> Told:
+    reports = [
+        PlaceReport(messages.wire_place(place), messages.wire_forwarding(one), [], 0, 0)
+        for place, one in places
+    ]
+    around = messages.WireSurroundings((), ())
+    return Told("", 1, number, False, around, reports, {})
+
+
+def test_where_workers_differ_nothing_that_is_wanted_is_served() -> None:
+    other = Forwarding(owner="a/b", inside=(), outside=())
+    assert served([told(0, (PLACE, SERVED)), told(1, (PLACE, SERVED))], 2) == {PLACE: SERVED}
+    for second in (told(1), told(1, (PLACE, other))):
+        assert served([told(0, (PLACE, SERVED)), second], 2)[PLACE] not in (SERVED, other)
+
+
+def test_what_one_worker_remembers_is_served_by_one() -> None:
+    alone = Forwarding(owner="a/b", inside=(), outside=(), affinity_seconds=5)
+    (owner,) = listeners(PLACE, alone, 2)
+    assert served([told(owner, (PLACE, alone)), told(1 - owner)], 2) == {PLACE: alone}
+    both = [told(0, (PLACE, alone)), told(1, (PLACE, alone))]
+    assert served(both, 2)[PLACE] != alone
+
+
+def test_no_batch_has_more_listeners_than_can_be_sent() -> None:
+    one = Listen(messages.wire_place(PLACE), messages.wire_forwarding(SERVED))
+    made = batches([one] * (2 * MOST_LISTENERS + 1))
+    assert [len(part) for part in made] == [MOST_LISTENERS, MOST_LISTENERS, 1]
+    assert batches([]) == []
