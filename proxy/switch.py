@@ -110,7 +110,13 @@ class Removed(Struct, frozen=True):
     mode: str
 
 
-Event = Asked | Probed | Committed | Verified | Broken | Counted | Removed
+class Shortened(Struct, frozen=True):
+    """What drains has until then, and no longer."""
+
+    deadline: float
+
+
+Event = Asked | Probed | Committed | Verified | Broken | Counted | Removed | Shortened
 
 
 # Actions
@@ -161,6 +167,11 @@ def decide(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
             return _counted(state, event), ()
         case Removed(mode):
             return structs.replace(state, drains=_without(state.drains, mode)), ()
+        case Shortened(deadline):
+            drains = tuple(
+                structs.replace(one, deadline=min(one.deadline, deadline)) for one in state.drains
+            )
+            return structs.replace(state, drains=drains), ()
         case _ if state.target is None:
             return state, ()  # of a switch that has ended meanwhile
         case Probed() if state.step is Step.PROBE:

@@ -117,13 +117,20 @@ class Switching:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def ask(self, mode: str, drain_seconds: float | None, *, force: bool) -> SwitchReport:
-        """Begin a switch and return its report, which goes on changing. Raise ControlError."""
+        """Begin a switch and return its report, which goes on changing. Raise ControlError.
+
+        Where the mode serves already, or waits for a drain, `drain_seconds` is what is left to
+        those that drain.
+        """
         _require_known(mode)
         if self.report is not None and self.report.ended is None:
             raise ControlError(f"a switch to {self.report.target} is under way")
         if not self.serving.synced:
             raise ControlError(f"mode {self.state.serving} is not in step yet: wait for its sync")
         seconds = self._drain_seconds if drain_seconds is None else drain_seconds
+        waiting = self.state.then.mode if self.state.then is not None else None
+        if drain_seconds is not None and mode in {self.state.serving, waiting}:
+            self._tell(switch.Shortened(now() + drain_seconds))
         return self._begin(switch.Asked(mode, seconds, force))
 
     def _begin(self, asked: switch.Asked) -> SwitchReport:

@@ -120,7 +120,8 @@ class IptablesDriver:
     async def quiesce(self) -> None:
         """Take the jumps away that lead new flows to us; what serves established flows stays."""
         keep = {f"-j {FORWARD}", f"-j {POSTROUTING}"}
-        for one in await self._ours():
+        # As in teardown, what refuses first.
+        for one in reversed(await self._ours()):
             jumps = tuple(jump for jump in one.jumps if _last(jump[1]) not in keep)
             if jumps:
                 await self._restore(one.family, one.table, TableWork(stray=jumps), one.variant)
@@ -148,7 +149,8 @@ class IptablesDriver:
         """Remove our chains and jumps, of both variants, and our sets, and say what there was."""
         async with self._order:
             found = await self.leftovers()
-            for one in await self._ours():
+            # The filter table first: it refuses what the other one does not translate any more.
+            for one in reversed(await self._ours()):
                 work = TableWork(remove=one.chains, stray=one.jumps)
                 await self._restore(one.family, one.table, work, one.variant)
             for name in await self._our_sets():

@@ -14,7 +14,7 @@ from vipd.backends.nftables import probe
 from vipd.backends.nftables.compile import Shared
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
-from vipd.backends.nftables.pipeline import GENERATION, GENERATION_MASK
+from vipd.backends.nftables.pipeline import GENERATION, GENERATION_MASK, REFUSING
 from vipd.backends.nftables.plan import NftPlan, Unit, discard, transaction
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
@@ -115,6 +115,12 @@ class NftablesDriver:
         """Remove our tables and say which there were."""
         ours = await self.leftovers()
         if ours:
+            # The kernel unhooks the chains of a table one after the other: where it begins with
+            # the translation, a packet would be refused that another mode is to take.
+            emptied = (f"{one.removeprefix('table ')} {chain}" for one in ours for chain in REFUSING)
+            await self._nft.run(
+                ["-f", "-"], "".join(f"add chain {one}\nflush chain {one}\n" for one in emptied)
+            )
             await self._nft.run(["-f", "-"], "".join(f"delete {one}\n" for one in ours))
         return ours
 

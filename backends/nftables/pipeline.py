@@ -36,6 +36,8 @@ MOST_AFFINITIES = 65536
 # burst of six, and a client whose connect() still holds the socket ignores one (tcp_v6_err() in
 # net/ipv6/tcp_ipv6.c, 6.18: ECONNREFUSED only after the first retransmission, 1 s later).
 REFUSE = (Rule("meta l4proto tcp reject with tcp reset"), Rule("reject"))
+REFUSING = REFUSE_PASSING, REFUSE_ARRIVING = "refuse-passing", "refuse-arriving"
+"""Chains that refuse what has not been translated by then."""
 
 LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 ADDRESS_TYPE = {Family.IPV4: "ipv4_addr", Family.IPV6: "ipv6_addr"}
@@ -293,8 +295,8 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
         arriving.append(Rule(f"{own} {w.n} vmap @node-port-no-endpoints"))
     refuse = [
         Chain("refuse", REFUSE),
-        Chain("refuse-passing", tuple(passing)),
-        Chain("refuse-arriving", tuple(arriving)),
+        Chain(REFUSE_PASSING, tuple(passing)),
+        Chain(REFUSE_ARRIVING, tuple(arriving)),
     ]
     hooks = [
         Chain(
@@ -303,9 +305,9 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
             f"type filter hook {hook} priority 0",
         )
         for hook, target in (
-            ("input", "refuse-arriving"),
-            ("forward", "refuse-passing"),
-            ("output", "refuse-passing"),
+            ("input", REFUSE_ARRIVING),
+            ("forward", REFUSE_PASSING),
+            ("output", REFUSE_PASSING),
         )
     ]
     return [*refuse, *hooks]

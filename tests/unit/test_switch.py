@@ -21,6 +21,7 @@ from vipd.proxy.switch import (
     Removed,
     Retire,
     Say,
+    Shortened,
     State,
     Step,
     Verified,
@@ -62,6 +63,15 @@ def test_the_old_one_serves_until_the_new_one_is_verified() -> None:
 
 def test_the_mode_that_serves_is_no_switch() -> None:
     assert decide(AT_REST, Asked(N, 1.0)) == (AT_REST, (Say(),))
+
+
+def test_a_drain_can_be_shortened_but_not_made_longer() -> None:
+    state, _ = decide(DRAINING, Shortened(DRAINING.drains[0].deadline + 1))
+    assert state == DRAINING
+    state, actions = decide(DRAINING, Shortened(7.0))
+    assert ([one.deadline for one in state.drains], actions) == ([7.0], ())
+    state, _ = decide(state, Counted(state.drains[0].mode, 5, 8.0))
+    assert state.drains[0].removing
 
 
 @pytest.mark.parametrize("events", [[ASKED], [ASKED, FITS], [ASKED, FITS, PROGRAMMED]], ids=len)
@@ -210,6 +220,7 @@ EVENTS = st.one_of(
     st.builds(Broken, st.just("x")),
     st.builds(Counted, MODES, st.sampled_from([None, 0, 5]), st.floats(0, 2000)),
     st.builds(Removed, MODES),
+    st.builds(Shortened, st.floats(0, 2000)),
 )
 
 
