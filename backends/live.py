@@ -8,6 +8,8 @@ concerns the packet.
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import structs
+
 from vipd.backends import conntrack
 from vipd.backends.protocol import Known, Packet
 from vipd.proxy.errors import DataplaneError
@@ -31,17 +33,18 @@ _TRANSLATED_BY = {0x4E: "nftables", 0x49: "iptables"}
 """The modes that leave their generation in the first byte of a mark."""
 
 
-async def known(mode: str, program: Any, packet: Packet) -> Known:
+async def known(mode: str, program: Any, packet: Packet, driver: object = None) -> Known:
     """Return what the kernel of this network namespace knows; needs root.
 
     Counters, the endpoint that affinity remembers, and the flows of the same source to the same
-    destination. What cannot be read is a line too.
+    destination. What cannot be read is a line too. `driver` is that of the dataplane that serves in
+    this mode, where there is one: in userspace mode only it can ask.
     """
-    told = await _of_mode(mode, program, packet)
-    return Known((*told.lines, *await _flows(packet)), told.remembered)
+    told = await _of_mode(mode, program, packet, driver)
+    return structs.replace(told, lines=(*told.lines, *await _flows(packet)))
 
 
-async def _of_mode(mode: str, program: Any, packet: Packet) -> Known:
+async def _of_mode(mode: str, program: Any, packet: Packet, driver: object) -> Known:
     match mode:
         case "nftables":
             from vipd.backends.nftables import live as nftables
@@ -55,8 +58,12 @@ async def _of_mode(mode: str, program: Any, packet: Packet) -> Known:
             from vipd.backends.ipvs import live as ipvs
 
             return await ipvs.counters(program, packet)
+        case "userspace":
+            from vipd.backends.userspace import live as userspace
+
+            return await userspace.counters(program, packet, driver)
         case _:
-            return Known(())  # what workers know is theirs; `vipd services` asks them
+            return Known(())
 
 
 async def _flows(packet: Packet) -> Sequence[str]:

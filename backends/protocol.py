@@ -51,6 +51,14 @@ class Difference(Struct, frozen=True):
     what: str
 
 
+NO_PROXY_PROTOCOL = Difference(
+    "no-proxy-protocol",
+    "annotation vipd/proxy-protocol has no effect: endpoints get what clients send, and nothing "
+    "before it",
+)
+"""Of the modes in which the kernel forwards packets: it cannot write into a connection."""
+
+
 class Packet(Struct, frozen=True, kw_only=True):
     """The first packet of a connection, as `explain` follows it.
 
@@ -78,10 +86,14 @@ class Step(Struct, frozen=True):
 
 
 class Known(Struct, frozen=True):
-    """What the kernel knows, a line each; `remembered` is where affinity sends the source."""
+    """What the kernel knows, a line each; `remembered` is where affinity sends the source.
+
+    `passed_over` are endpoints that get no new connection now, each with the reason.
+    """
 
     lines: tuple[str, ...]
     remembered: Endpoint | None = None
+    passed_over: tuple[tuple[Endpoint, str], ...] = ()
 
 
 class Departed(Struct, frozen=True):

@@ -84,6 +84,9 @@ class Probe:
         self.figures["rss"] = resident / 1e6
         self.figures["pss"] = sum(one.pss for one in self.processes) / 1e6
         if self._proxy.forwards:
+            forwarding = [one for one in self.processes if one.forwards]
+            self.figures["rss_proxy"] = sum(one.rss for one in forwarding) / 1e6
+            self.figures["pss_proxy"] = sum(one.pss for one in forwarding) / 1e6
             self.figures["rss_each"] = (resident - sum(one.rss for one in before)) / 1e3 / idle
 
     def _bulk(self) -> None:

@@ -34,9 +34,13 @@ class Turn(Struct, frozen=True, kw_only=True):
 
 
 class Memory(Struct, frozen=True):
-    """One process of the proxy: bytes that are resident, and its share of them (proportional)."""
+    """One process of the proxy: bytes that are resident, and its share of them (proportional).
+
+    `forwards`: bytes of clients pass through it; not so with the daemon.
+    """
 
     name: str
+    forwards: bool
     rss: int
     pss: int
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vipd.backends.registry import MODES
+from vipd.backends.userspace.worker import PROGRAM as WORKER_PROGRAM
 from vipd.bench import datapath_plan as planned
 from vipd.bench import datapath_tools, sync_cluster
 from vipd.bench.datapath_datagrams import SIZE
@@ -78,11 +79,13 @@ class Proxy:
             try:
                 folder = Path(f"/proc/{pid}")
                 name = (folder / "comm").read_text().strip()
+                command = (folder / "cmdline").read_text().split("\0")
                 pages = int((folder / "statm").read_text().split()[1])
                 share = proportional_bytes((folder / "smaps_rollup").read_text())
             except OSError:  # it has ended
                 continue
-            found.append(Memory(name, pages * os.sysconf("SC_PAGE_SIZE"), share))
+            forwards = self.variant == HAPROXY or WORKER_PROGRAM in command
+            found.append(Memory(name, forwards, pages * os.sysconf("SC_PAGE_SIZE"), share))
         return tuple(found)
 
     def _read(self, name: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from typing import IO, TypeVar
 
 from msgspec import Struct
 
-from vipd.bench import lab_ask, lab_hosts, lab_netns
+from vipd.bench import lab_ask, lab_hosts, lab_netns, lab_resolv
 from vipd.bench.lab_ask import Answer, Way
 from vipd.bench.lab_errors import LabError, LabUnavailable
 from vipd.bench.lab_site import Site, State, require
@@ -154,6 +154,24 @@ class Lab:
 
     def _pods(self) -> tuple[Host, ...]:
         return self.topology.of_role(Role.POD)
+
+    def point_at_nameserver(
+        self, name: str, nameserver: Address | None, namespace: str = "default"
+    ) -> None:
+        """Have what is started on a host from now on ask `nameserver`, port 53, for names.
+
+        Short names are looked up in Kubernetes namespace `namespace`. None: ask whom the machine
+        asks, as in a new lab. Raise LabError: see lab_resolv.py.
+        """
+        netns = self.namespace(name)
+        if nameserver is None and netns not in lab_resolv.named(self.prefix):
+            return
+        require()
+        with lab_netns.locked():
+            if nameserver is None:
+                lab_resolv.forget_nameserver(netns, self.prefix)
+            else:
+                lab_resolv.point_at_nameserver(netns, self.prefix, nameserver, namespace)
 
     # Acting inside
 

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from vipd.bench import lab_hosts, lab_netns, lab_script, pod
+from vipd.bench import lab_hosts, lab_netns, lab_resolv, lab_script, pod
 from vipd.bench.lab_errors import LabError, LabUnavailable
 from vipd.bench.lab_topology import Host, Topology
 
@@ -168,8 +168,10 @@ class Site:
         ]
 
     def remove(self) -> None:
-        """Kill what runs in this lab's namespaces and take their names away."""
+        """Kill what runs in this lab's namespaces; take away their names and resolv.conf files."""
         paths = self.own_paths()
         lab_hosts.kill_processes(frozenset(self.identities(paths)))
         for path in paths:
             lab_netns.delete(path)
+        for netns in list(lab_resolv.named(self.prefix)):
+            lab_resolv.forget_nameserver(netns, self.prefix)

@@ -17,11 +17,15 @@ ALGORITHM = "vipd/algorithm"
 WEIGHTS = "vipd/weights"
 SCHEDULER = "vipd/ipvs-scheduler"
 DRAIN_SECONDS = "vipd/drain-seconds"
+PROXY_PROTOCOL = "vipd/proxy-protocol"
+KEEP_FAILING = "vipd/keep-failing-endpoints"
 MAX_WEIGHT = 100
 """An endpoint of weight w holds w slots, so a weight is also a size."""
 MAX_DRAIN_SECONDS = 86400
 _KNOWN: Mapping[str, None] = MappingProxyType(
-    dict.fromkeys((ALGORITHM, WEIGHTS, SCHEDULER, DRAIN_SECONDS))
+    dict.fromkeys(
+        (ALGORITHM, WEIGHTS, SCHEDULER, DRAIN_SECONDS, PROXY_PROTOCOL, KEEP_FAILING),
+    )
 )
 _NUMBER = re.compile(r"[0-9]{1,5}\Z", re.ASCII)
 
@@ -33,6 +37,8 @@ class Asked(Struct, frozen=True, kw_only=True):
     weights: tuple[tuple[str, int], ...] = ()
     scheduler: str = ""
     drain_seconds: int | None = None
+    proxy_protocol: bool = False
+    keeps_failing: bool = False
 
 
 NOTHING = Asked()
@@ -51,6 +57,8 @@ def asked(annotations: Mapping[str, str]) -> Asked:
         weights=_weights(annotations.get(WEIGHTS)),
         scheduler=_scheduler(annotations.get(SCHEDULER)),
         drain_seconds=_drain_seconds(annotations.get(DRAIN_SECONDS)),
+        proxy_protocol=_proxy_protocol(annotations.get(PROXY_PROTOCOL)),
+        keeps_failing=_keeps_failing(annotations.get(KEEP_FAILING)),
     )
 
 
@@ -81,6 +89,22 @@ def _drain_seconds(text: str | None) -> int | None:
         why = f"{shown(text)} is not a number of seconds, 0-{MAX_DRAIN_SECONDS}"
         raise FieldError(_field(DRAIN_SECONDS), why)
     return int(number)
+
+
+def _proxy_protocol(text: str | None) -> bool:
+    if text is None:
+        return False
+    if text.strip() != "v2":
+        raise FieldError(_field(PROXY_PROTOCOL), f"{shown(text)} is not v2")
+    return True
+
+
+def _keeps_failing(text: str | None) -> bool:
+    if text is None:
+        return False
+    if text.strip() not in ("true", "false"):
+        raise FieldError(_field(KEEP_FAILING), f"{shown(text)} is not one of true, false")
+    return text.strip() == "true"
 
 
 def _weights(text: str | None) -> tuple[tuple[str, int], ...]:

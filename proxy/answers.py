@@ -12,11 +12,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from vipd.backends.usage import Counting, Usage
 from vipd.proxy import views
 from vipd.proxy.config import Config
 from vipd.proxy.control import Reader
+from vipd.proxy.counted import WorkerView, worker
 from vipd.proxy.departures import Departures
-from vipd.proxy.errors import ControlError
+from vipd.proxy.environment import Environment, checked, environment, wanted
+from vipd.proxy.errors import ControlError, DataplaneError
 from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.question import question
@@ -26,6 +29,11 @@ from vipd.proxy.switch import LONGEST_DRAIN_SECONDS
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
 from vipd.proxy.version import VERSION
+
+COUNTERS, WORKERS = "counters", "workers"
+"""Arguments of the requests `services` and `status`."""
+PATIENCE_SECONDS = 2.0
+"""How long the status waits for workers: it has more to say than what they do."""
 
 
 class SwitchRequest(Struct, frozen=True):
@@ -65,10 +73,15 @@ class Answers:
             "switch": self.switch,
             "try-switch": self.try_switch,
             "explain": self.explain,
+            "environment": self.environment,
         }
 
-    async def status(self, _: str = "") -> Status:
-        """Return how the daemon is. The pure work is done off the event loop."""
+    async def status(self, argument: str = "") -> Status:
+        """Return how the daemon is; with the argument ``workers``, also how these are.
+
+        The pure work is done off the event loop.
+        """
+        workers, silence = await self._workers() if argument == WORKERS else ((), ())
         sync, switching = self._sync, self._switching
         table, serving = sync.table, switching.serving
         servers, endpoints = await asyncio.to_thread(views.counts, table)
@@ -91,7 +104,7 @@ class Answers:
             problems=tuple(str(error) for error in sync.problems.values()),
             conflicts=tuple(map(str, table.contested.values())),
             rejected=tuple(f"{key}: {error}" for key, error in serving.rejected.items()),
-            notes=notes,
+            notes=(*notes, *silence),
             passed_over=views.passed_over(self._source.passed_over),
             why_mode=switching.why,
             switch=switching.report,
@@ -99,12 +112,38 @@ class Answers:
             drains=switching.drains(),
             departed=self._departures.pending,
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
+            workers=workers,
         )
         return judged(said)
 
-    async def services(self, _: str = "") -> list[views.VirtualServerView]:
-        """Return every virtual server."""
-        return await asyncio.to_thread(views.services, self._sync.table.virtual_servers())
+    async def services(self, argument: str = "") -> list[views.VirtualServerView]:
+        """Return every virtual server.
+
+        With the argument ``counters``, also what the serving dataplane has counted of each, and
+        with ``counters NAMESPACE/NAME`` that of one service (or of one port, ``…:PORT``) alone.
+        """
+        word, _, name = argument.partition(" ")
+        servers = self._sync.table.virtual_servers()
+        if name:
+            servers = [one for one in servers if name in (str(one.owner.service), str(one.owner))]
+        driver = self._switching.serving.driver
+        usage = Usage()
+        if word == COUNTERS and isinstance(driver, Counting):
+            usage = await driver.usage(servers)
+        return await asyncio.to_thread(views.services, servers, usage.by_server)
+
+    async def _workers(self) -> tuple[tuple[WorkerView, ...], tuple[str, ...]]:
+        """Return the workers of the serving dataplane, and a sentence where they do not answer."""
+        driver = self._switching.serving.driver
+        if not isinstance(driver, Counting):
+            return (), ()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                usage = await driver.usage(())
+        except (DataplaneError, TimeoutError) as error:
+            why = str(error) or f"nothing within {PATIENCE_SECONDS:g} s"
+            return (), (f"workers do not answer: {why}",)
+        return tuple(map(worker, usage.workers)), ()
 
     async def program(self, _: str = "") -> Raw:
         """Return what the serving dataplane has in the kernel, or null while that is in doubt."""
@@ -139,7 +178,15 @@ class Answers:
             self._config.dataplane,
             serving.mode,
             serving.program,
+            serving.driver,
         )
+
+    async def environment(self, argument: str) -> Environment:
+        """Return the variables of services that a pod would be started with now."""
+        if not self._sync.listed:
+            raise ControlError("the Services have not all been read yet")
+        asked = checked(wanted(argument))
+        return await asyncio.to_thread(environment, asked, self._sync.snapshot.services)
 
 
 def _request(argument: str) -> SwitchRequest:

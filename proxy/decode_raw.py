@@ -234,6 +234,7 @@ class PodSpec(Raw):
     node_name: str | None = None
     hostname: str | None = None
     subdomain: str | None = None
+    enable_service_links: bool | None = None
     containers: list[Container] | None = None
     init_containers: list[Container] | None = None
 

@@ -68,6 +68,8 @@ def service(raw: RawService) -> Service:
         weights=wanted.weights,
         scheduler=wanted.scheduler,
         drain_seconds=wanted.drain_seconds,
+        proxy_protocol=wanted.proxy_protocol,
+        keeps_failing=wanted.keeps_failing,
     )
 
 

@@ -39,6 +39,7 @@ def pod(raw: RawPod) -> Pod:
         ports=_container_ports(raw),
         hostname=checked_label(spec.hostname, "spec.hostname") if spec else "",
         subdomain=checked_label(spec.subdomain, "spec.subdomain") if spec else "",
+        service_links=spec is None or spec.enable_service_links is not False,
     )
 
 

@@ -331,6 +331,10 @@ def _policy(server: VirtualServer, packet: Packet, network: NodeNetwork) -> Iter
     yield _HOW[server.algorithm]
     if server.scheduler:
         yield f"scheduler {server.scheduler}, in mode ipvs"
+    if server.proxy_protocol:
+        yield "endpoints are told the client's address by PROXY protocol v2, in mode userspace"
+    if server.keeps_failing:
+        yield "endpoints that fail get connections like others, in mode userspace too"
     if server.affinity_seconds is not None:
         yield (
             f"ClientIP affinity, {server.affinity_seconds} s: a remembered client goes where it "

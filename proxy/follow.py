@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from vipd.backends.registry import AUTO, backend
 from vipd.proxy.explain import Explanation, explain
 from vipd.proxy.question import Question, asked, own_addresses
-from vipd.proxy.remembering import remembering
+from vipd.proxy.remembering import passing_over, remembering
 from vipd.proxy.settings import DataplaneSettings, NodeSettings
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Table
@@ -26,11 +26,13 @@ async def follow(
     dataplane: DataplaneSettings,
     mode: str,
     program: Any = None,
+    driver: object = None,
 ) -> Explanation:
     """Return the answer to a question, for its mode or else for `mode`.
 
-    `program` is what `mode` has loaded; None, or a question about another mode, and it is compiled
-    from the table. Raise ConfigError and QuestionError for what cannot be answered.
+    `program` is what `mode` has loaded, and `driver` that of its dataplane; None, or a question
+    about another mode, and the program is compiled from the table. Raise ConfigError and
+    QuestionError for what cannot be answered.
     """
     told = asked(question, snapshot, table, node)
     wanted = mode if question.mode in ("", AUTO) else question.mode
@@ -55,6 +57,6 @@ async def follow(
         return made
     from vipd.backends.live import known
 
-    live = await known(wanted, program, told.packet)
-    made = replace(made, live=live.lines)
+    live = await known(wanted, program, told.packet, driver if wanted == mode else None)
+    made = passing_over(replace(made, live=live.lines), live.passed_over)
     return made if live.remembered is None else remembering(made, live.remembered)

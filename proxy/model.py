@@ -107,6 +107,10 @@ class Service(Struct, frozen=True, kw_only=True):
     """Annotation ``vipd/ipvs-scheduler``; one of SCHEDULERS, or empty."""
     drain_seconds: int | None = None
     """Annotation ``vipd/drain-seconds``: how long flows may go on to an endpoint that left."""
+    proxy_protocol: bool = False
+    """Annotation ``vipd/proxy-protocol``: endpoints are told the client's address, by version 2."""
+    keeps_failing: bool = False
+    """Annotation ``vipd/keep-failing-endpoints``: those that fail get connections like others."""
 
 
 class SliceEndpoint(Struct, frozen=True, kw_only=True):
@@ -172,6 +176,8 @@ class Pod(Struct, frozen=True, kw_only=True):
     ports: tuple[ContainerPort, ...] = ()
     hostname: str = ""
     subdomain: str = ""
+    service_links: bool = True
+    """``spec.enableServiceLinks``: its containers get variables of its namespace's services."""
 
 
 class Node(Struct, frozen=True, kw_only=True):

@@ -1,12 +1,14 @@
-"""What affinity's memory changes in an explanation: the rest of `vipd explain --live`.
+"""What is known at this moment and changes an explanation: the rest of `vipd explain --live`.
 
-Lives here: leaving out all endpoints but the one that is remembered. Must not: ask the kernel
-(backends/live.py).
+Lives here: leaving out all endpoints but the one that affinity remembers, and those that get no new
+connection now. Must not: ask the kernel (backends/live.py).
 """
+
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from vipd.proxy.explain import Explanation
+from vipd.proxy.explain import Chance, Explanation
 from vipd.proxy.left_out import LeftOut
 from vipd.proxy.virtualserver import Endpoint
 
@@ -19,19 +21,39 @@ def remembering(told: Explanation, endpoint: Endpoint) -> Explanation:
     kept = [one for one in told.endpoints if one.endpoint == str(endpoint)]
     if not kept:
         return told
-    others = tuple(
-        LeftOut(
-            one.endpoint,
-            f"affinity: {told.source} is remembered, and goes where it was",
-            one.pod,
-            one.node,
-        )
-        for one in told.endpoints
-        if one not in kept
-    )
+    why = f"affinity: {told.source} is remembered, and goes where it was"
+    others = tuple(_left_out(one, why) for one in told.endpoints if one not in kept)
     return replace(
         told,
         why="goes to the endpoint that affinity remembers",
         endpoints=tuple(replace(one, slots=1, of=1) for one in kept),
         left_out=(*others, *told.left_out),
     )
+
+
+def passing_over(told: Explanation, whom: Iterable[tuple[Endpoint, str]]) -> Explanation:
+    """Return the explanation with endpoints left out for a reason; the others have their shares.
+
+    Where it would leave out all of them, nothing changes.
+    """
+    reasons = {str(endpoint): why for endpoint, why in whom}
+    kept = [one for one in told.endpoints if one.endpoint not in reasons]
+    if not kept or len(kept) == len(told.endpoints):
+        return told
+    slots = sum(one.slots for one in kept)
+    others = tuple(
+        _left_out(one, reasons[one.endpoint]) for one in told.endpoints if one.endpoint in reasons
+    )
+    which = (
+        f"one of {len(kept)} endpoints that are" if len(kept) > 1 else "the one endpoint that is"
+    )
+    return replace(
+        told,
+        why=f"goes to {which} in use now",
+        endpoints=tuple(replace(one, of=slots) for one in kept),
+        left_out=(*others, *told.left_out),
+    )
+
+
+def _left_out(one: Chance, why: str) -> LeftOut:
+    return LeftOut(one.endpoint, why, one.pod, one.node)

@@ -26,6 +26,7 @@ from vipd.proxy.names import (
     Family,
     NamespacedName,
     Network,
+    Protocol,
     ServicePortName,
     family_of,
 )
@@ -210,6 +211,8 @@ def _virtual_server(
         algorithm=service.algorithm,
         scheduler=service.scheduler,
         drain_seconds=service.drain_seconds,
+        proxy_protocol=service.proxy_protocol and key.protocol is Protocol.TCP,
+        keeps_failing=service.keeps_failing,
     )
 
 

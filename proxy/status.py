@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct, structs
 
+from vipd.proxy.counted import WorkerView
+
 
 class LastSync(Struct, frozen=True):
     """One sync that was committed. Times are seconds since the epoch and milliseconds."""
@@ -90,6 +92,9 @@ class Status(Struct, frozen=True, kw_only=True):
     """Endpoints that left and may still have flows from before."""
     flows_cut: int = 0
     """Flows that were ended at a deadline, since the start."""
+
+    workers: tuple[WorkerView, ...] = ()
+    """Processes that forward, those that take nothing new last; told to whoever asks for them."""
 
     degraded: bool = False
     """Whether something that an operator should look at keeps some service from being served:

@@ -5,14 +5,19 @@ Lives here: their JSON shape, made from virtual servers. Pure. Must not: format 
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
+from vipd.backends.usage import ServerUsage
+from vipd.proxy.counted import CountersView, counters
 from vipd.proxy.events import OwnAddresses
 from vipd.proxy.names import Address, family_of, parse_address, parse_network
 from vipd.proxy.settings import DataplaneSettings, DetectLocal, NodeSettings
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Table, Use, VirtualServer
+
+_NOTHING: Mapping[Key, ServerUsage] = MappingProxyType({})
 
 
 class EndpointView(Struct, frozen=True, omit_defaults=True):
@@ -45,15 +50,23 @@ class VirtualServerView(Struct, frozen=True, omit_defaults=True):
     affinity_seconds: int | None = None
     allowed_sources: list[str] | None = None
     masquerade: str = "never"
+    proxy_protocol: bool = False
+    """Whether endpoints are told the client's address first, where the mode can."""
+    keeps_failing: bool = False
+    """Whether endpoints that fail are never set aside, where the mode would."""
+    counters: CountersView | None = None
+    """None where nobody asked for them, or the mode has none."""
 
 
-def services(virtual_servers: Iterable[VirtualServer]) -> list[VirtualServerView]:
+def services(
+    virtual_servers: Iterable[VirtualServer], usage: Mapping[Key, ServerUsage] = _NOTHING
+) -> list[VirtualServerView]:
     """Return the views of virtual servers, sorted by service, then by address."""
     ordered = sorted(virtual_servers, key=lambda one: (one.owner, one.key.sort_key()))
-    return [_view(one) for one in ordered]
+    return [_view(one, usage.get(one.key)) for one in ordered]
 
 
-def _view(server: VirtualServer) -> VirtualServerView:
+def _view(server: VirtualServer, usage: ServerUsage | None) -> VirtualServerView:
     reachable = server.cluster if server.use is Use.CLUSTER else server.local
     sources = server.allowed_sources
     return VirtualServerView(
@@ -69,6 +82,9 @@ def _view(server: VirtualServer) -> VirtualServerView:
         affinity_seconds=server.affinity_seconds,
         allowed_sources=None if sources is None else [str(one) for one in sources],
         masquerade=server.masquerade.value,
+        proxy_protocol=server.proxy_protocol,
+        keeps_failing=server.keeps_failing,
+        counters=None if usage is None else counters(usage),
     )
 
 

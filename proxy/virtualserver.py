@@ -115,6 +115,12 @@ class VirtualServer(Struct, frozen=True, kw_only=True):
     """IPVS scheduler by annotation; empty: as the algorithm and the node's settings say."""
     drain_seconds: int | None = None
     """How long flows of an endpoint that left may go on; None: as the node's settings say."""
+    proxy_protocol: bool = False
+    """Whether each TCP connection to an endpoint begins with the client's address (PROXY protocol
+    version 2), where a process connects to it: a kernel cannot."""
+    keeps_failing: bool = False
+    """Whether endpoints that refuse or time out get connections like others, where a process
+    connects to them: a kernel does not know who does."""
 
 
 class PodSources(Struct, frozen=True):

@@ -11,7 +11,13 @@ from vipd.backends.iptables.compile import Program, program
 from vipd.backends.iptables.observed import Observed
 from vipd.backends.iptables.plan import IptablesPlan
 from vipd.backends.iptables.trace import trace
-from vipd.backends.protocol import Capabilities, Difference, Packet, Step
+from vipd.backends.protocol import (
+    NO_PROXY_PROTOCOL,
+    Capabilities,
+    Difference,
+    Packet,
+    Step,
+)
 from vipd.proxy.model import Algorithm
 from vipd.proxy.names import Family
 from vipd.proxy.settings import DataplaneSettings
@@ -34,6 +40,7 @@ DIFFERENCES = (
         "iptables-affinity",
         "affinity remembers the last 100 clients of each endpoint (xt_recent's ip_list_tot)",
     ),
+    NO_PROXY_PROTOCOL,
 )
 
 

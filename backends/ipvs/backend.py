@@ -17,7 +17,13 @@ from vipd.backends.ipvs.plan import (
 )
 from vipd.backends.ipvs.probe import IPV6, SCTP
 from vipd.backends.ipvs.trace import trace
-from vipd.backends.protocol import Capabilities, Difference, Packet, Step
+from vipd.backends.protocol import (
+    NO_PROXY_PROTOCOL,
+    Capabilities,
+    Difference,
+    Packet,
+    Step,
+)
 from vipd.proxy.names import Family, Protocol
 from vipd.proxy.settings import DataplaneSettings
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
@@ -49,6 +55,7 @@ DIFFERENCES = (
         "pings-are-answered",
         "this node answers pings to service addresses, which are its own in this mode",
     ),
+    NO_PROXY_PROTOCOL,
 )
 _DEFAULT = DataplaneSettings()
 

@@ -16,7 +16,13 @@ from vipd.backends.nftables.plan import (
     without,
 )
 from vipd.backends.nftables.trace import trace
-from vipd.backends.protocol import Capabilities, Difference, Packet, Step
+from vipd.backends.protocol import (
+    NO_PROXY_PROTOCOL,
+    Capabilities,
+    Difference,
+    Packet,
+    Step,
+)
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
 
@@ -26,6 +32,7 @@ class NftablesCompiler:
     mode = "nftables"
     differences: Sequence[Difference] = (
         Difference("nftables-least-connections", "algorithm least-connections is served as random"),
+        NO_PROXY_PROTOCOL,
     )
     portion: int | None = 1_000
     """Enough for nft to run for a while, while the next portion is compiled."""

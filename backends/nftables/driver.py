@@ -117,7 +117,9 @@ class NftablesDriver:
         if ours:
             # The kernel unhooks the chains of a table one after the other: where it begins with
             # the translation, a packet would be refused that another mode is to take.
-            emptied = (f"{one.removeprefix('table ')} {chain}" for one in ours for chain in REFUSING)
+            emptied = (
+                f"{one.removeprefix('table ')} {chain}" for one in ours for chain in REFUSING
+            )
             await self._nft.run(
                 ["-f", "-"], "".join(f"add chain {one}\nflush chain {one}\n" for one in emptied)
             )

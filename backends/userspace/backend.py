@@ -30,17 +30,18 @@ DIFFERENCES = (
         "a client's endpoint is remembered for each address of a service, not for all together",
     ),
     Difference(
-        "inside-by-range",
-        "under external policy Local, a pod is told by its address only, not by its interface",
-    ),
-    Difference(
         "unknown-ports-are-refused",
         "a port that no service has, a ping, and a TCP connection that nobody knows, is refused "
         "on external and load-balancer addresses, too",
     ),
     Difference(
+        "no-link-local-node-ports",
+        "node ports are not answered on link-local addresses of IPv6",
+    ),
+    Difference(
         "failing-endpoints-are-set-aside",
-        "an endpoint that refuses or times out gets no new connection for a while",
+        "an endpoint that refuses or times out gets no new connection for a while, unless its "
+        "Service has annotation vipd/keep-failing-endpoints",
     ),
 )
 

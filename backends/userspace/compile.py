@@ -4,8 +4,13 @@ Lives here: the program and the pure function from one virtual server to its thi
 compare programs (plan.py) or know the fixed rules (rules.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
+from immutables import Map, MapMutation
+from msgspec import structs
+
+from vipd.backends import answering
 from vipd.backends.answering import answered, source, with_address
 from vipd.backends.things import Entries
 from vipd.backends.userspace.objects import (
@@ -34,6 +39,10 @@ from vipd.proxy.virtualserver import (
     VirtualServer,
 )
 
+Target = tuple[Address, Protocol, int]
+"""Where an endpoint is."""
+KT = TypeVar("KT", bound=Hashable)
+
 
 class Program(Entries, frozen=True):
     """What should be there. Immutable: a change shares the rest.
@@ -41,34 +50,142 @@ class Program(Entries, frozen=True):
     Shared are the route to an address and its guard.
     """
 
+    targets: Map[Target, int] = Map()
+    """How many virtual servers have an endpoint there: whether anything depends on a place of this
+    node that comes or goes."""
+    addresses: Map[Address, int] = Map()
+    """How many virtual servers have each address."""
+
+
+def indexed(
+    program: Program, gone: Iterable[VirtualServer], new: Iterable[VirtualServer]
+) -> Program:
+    """Return the program with its `targets` and `addresses` without `gone` and with `new`."""
+    targets, addresses = program.targets.mutate(), program.addresses.mutate()
+    for servers, step in ((gone, -1), (new, +1)):
+        for server in servers:
+            key = server.key
+            for one in _everyone(server):
+                _count(targets, (one.address, key.protocol, one.port), step)
+            if key.address is not None:
+                _count(addresses, key.address, step)
+    return structs.replace(program, targets=targets.finish(), addresses=addresses.finish())
+
+
+def _count(counts: MapMutation[KT, int], what: KT, step: int) -> None:
+    count = counts.get(what, 0) + step
+    if count:
+        counts[what] = count
+    else:
+        del counts[what]
+
+
+def beside(program: Program, key: Key) -> list[Key]:
+    """Return the keys whose things change when `key` comes or goes.
+
+    These are the same port of the node, and whoever has an endpoint at a place of the key; hardly
+    anybody has, so that it need not be known who.
+    """
+    found = answering.beside(program, key)
+    places = {
+        (address, key.protocol, key.port)
+        for address in answered(key, program.network)
+        if (address, key.protocol, key.port) in program.targets
+    }
+    if places:
+        found += [
+            server.key
+            for server in program.entries.values()
+            if server.key.protocol is key.protocol
+            and any((one.address, key.protocol, one.port) in places for one in _everyone(server))
+        ]
+    return found
+
 
 def things(program: Program, key: Key) -> dict[Thing, Value]:
     """Return everything that a key of the program needs, in the order of adding.
 
-    A node port stands aside where a service has the same port on the node's own address.
+    A node port stands aside where a service has the same port on the node's own address; it is not
+    answered on link-local addresses of IPv6. Endpoints that this node would reach through itself
+    are left out.
     """
     server = program.entries.get(key)
-    if server is None or refusal(program, key):
+    if server is None or _never(key):
         return {}
     made: dict[Thing, Value] = {}
-    for address in answered(server.key, program.network):
-        if key.address is None and with_address(key, address) in program.entries:
+    inside, outside = endpoints(server)
+    if any(_is_here(program, server, one) for one in _everyone(server)):
+        inside, outside = (
+            tuple(one for one in some if not _is_here(program, server, one))
+            for some in (inside, outside)
+        )
+    for address in answered(key, program.network):
+        if key.address is None and (
+            with_address(key, address) in program.entries or _needs_interface(address)
+        ):
             continue
-        made |= _things_at(server, address, program.network)
+        made |= _things_at(server, address, program.network, inside, outside)
     return made
 
 
 def refusal(program: Program, key: Key) -> str:
-    """Return why a virtual server cannot be served at all, or an empty text."""
+    """Return why a virtual server cannot be served, or not as it should be, or an empty text."""
     server = program.entries.get(key)
     if server is None:
         return ""
+    return _never(key) or "; ".join(_wrong_endpoints(program, server))
+
+
+def _wrong_endpoints(program: Program, server: VirtualServer) -> Iterator[str]:
+    found = dict.fromkeys(_everyone(server))
+    served = [one for one in found if _is_here(program, server, one)]
+    if served:
+        yield f"left out, as this node serves them itself: {_listed(served)}"
+    own = program.network.own_addresses
+    deaf = [
+        one
+        for one in found
+        if one.address in program.addresses and one not in served and one.address not in own
+    ]
+    if deaf:
+        yield f"nobody answers at {_listed(deaf)}: service addresses, but no service's port"
+
+
+def _listed(endpoints: Sequence[Endpoint]) -> str:
+    more = len(endpoints) - _MOST_NAMED
+    return " ".join(map(str, endpoints[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+_MOST_NAMED = 4
+
+
+def _never(key: Key) -> str:
+    """Return why the key cannot be served, whatever its endpoints are."""
     if key.protocol is Protocol.SCTP:
         return "userspace mode forwards TCP and UDP only"
-    for one in (*server.cluster, *server.local):
-        if with_address(key, one.address, one.port) in program.entries:
-            return f"endpoint {one} is a service address of this node"
+    if key.address is not None and _needs_interface(key.address):
+        return "a link-local address is listened at on one interface only, and none is known"
     return ""
+
+
+def _is_here(program: Program, server: VirtualServer, one: Endpoint) -> bool:
+    """Return whether workers of this node listen where the endpoint is.
+
+    Connections to it could come back to the virtual server, and again, without an end: nothing
+    counts hops here. So no worker is the endpoint of a worker, not even where it would end.
+    """
+    key = server.key
+    if with_address(key, one.address, one.port) in program.entries:
+        return True
+    return (
+        with_address(key, None, one.port) in program.entries
+        and one.address in answered(with_address(key, None, one.port), program.network)
+        and not _needs_interface(one.address)
+    )
+
+
+def _everyone(server: VirtualServer) -> tuple[Endpoint, ...]:
+    return (*server.cluster, *server.local) if server.local else server.cluster
 
 
 def is_shared(thing: Thing) -> bool:
@@ -76,20 +193,31 @@ def is_shared(thing: Thing) -> bool:
     return isinstance(thing, Route) or (isinstance(thing, Element) and thing.set == ADDRESSES)
 
 
+def _needs_interface(address: Address) -> bool:
+    """Return whether nobody can listen at the address alone: several interfaces can have it."""
+    return address.version == 6 and address.is_link_local
+
+
 def surroundings(network: NodeNetwork) -> Surroundings:
     """Return what workers have to know of the node to tell its sources apart."""
-    return Surroundings(network.pod_sources.cidrs, network.own_addresses)
+    pods = network.pod_sources
+    return Surroundings(pods.cidrs, network.own_addresses, pods.interface)
 
 
-def _things_at(server: VirtualServer, address: Address, network: NodeNetwork) -> dict[Thing, Value]:
+def _things_at(
+    server: VirtualServer,
+    address: Address,
+    network: NodeNetwork,
+    inside: tuple[Endpoint, ...],
+    outside: tuple[Endpoint, ...],
+) -> dict[Thing, Value]:
     key = server.key
     place = Place(key.family, key.protocol, address, key.port)
     own = key.address is None or address in network.own_addresses
-    inside, outside = endpoints(server)
     made: dict[Thing, Value] = {}
     if inside or outside:
         made[place] = forwarding(server, inside, outside)
-    made |= dict.fromkeys(_elements(server, place), "")
+    made |= dict.fromkeys(_elements(server, place, inside, outside), "")
     if not own:
         made[Element(key.family, ADDRESSES, str(address))] = ""
         # Last: from here on the node takes what is sent to the address.
@@ -120,6 +248,8 @@ def forwarding(
         algorithm=server.algorithm,
         affinity_seconds=server.affinity_seconds,
         allowed_sources=server.allowed_sources,
+        sets_aside=not server.keeps_failing,
+        proxy_protocol=server.proxy_protocol,
     )
 
 
@@ -127,7 +257,12 @@ def _bare(found: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
     return tuple(Endpoint(one.address, one.port, one.weight) for one in found)
 
 
-def _elements(server: VirtualServer, place: Place) -> Iterator[Element]:
+def _elements(
+    server: VirtualServer,
+    place: Place,
+    inside: tuple[Endpoint, ...],
+    outside: tuple[Endpoint, ...],
+) -> Iterator[Element]:
     family, here = place.family, place.key
     if server.allowed_sources is not None:
         for allowed in server.allowed_sources:
@@ -135,7 +270,6 @@ def _elements(server: VirtualServer, place: Place) -> Iterator[Element]:
             text = allowed.network_address if allowed.num_addresses == 1 else allowed
             yield Element(family, ALLOWED, f"{here} . {text}")
         yield Element(family, RESTRICTED, here)
-    inside, outside = endpoints(server)
     if not inside and not outside:
         yield Element(family, REFUSED if server.when_empty is Refusal.REJECT else DROPPED, here)
         return

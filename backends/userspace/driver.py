@@ -6,7 +6,7 @@ Lives here: the effects of this backend. Must not: know what a program means (co
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ from vipd.backends.local_routes import LocalRoutes, Wanted
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages, probe
 from vipd.backends.userspace.assignment import served
 from vipd.backends.userspace.objects import (
@@ -35,7 +36,7 @@ from vipd.backends.userspace.workers import Workers
 from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
 from vipd.proxy.settings import DataplaneSettings
-from vipd.proxy.virtualserver import Endpoint, Key
+from vipd.proxy.virtualserver import Endpoint, Key, VirtualServer
 
 ELEMENTS_AT_ONCE = 10_000
 SHORTEST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 0.5, 10.0
@@ -112,9 +113,9 @@ class UserspaceDriver:
         return Committed(rejected)
 
     async def quiesce(self) -> None:
-        """Close every listener; what is open goes on, and its addresses stay the node's."""
+        """Accept nothing any more; what is open goes on, and its addresses stay the node's."""
         async with self._order:
-            await self._workers.stop()
+            await self._workers.pause()
 
     async def flows(self) -> Flows:
         """Return the connections and sessions that are open."""
@@ -161,6 +162,10 @@ class UserspaceDriver:
             if tables:
                 await self._nft.run(["-f", "-"], "".join(tables))
             return words
+
+    async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
+        """Return what workers have counted (see Counting)."""
+        return await self._workers.usage(servers, client)
 
     # The steps of a commit
 

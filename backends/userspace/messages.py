@@ -15,6 +15,9 @@ from vipd.proxy.virtualserver import Endpoint
 MOST_LISTENERS = 200
 """Listeners in one batch: the kernel passes at most 253 descriptors at once (SCM_MAX_FD)."""
 
+MOST_OF_CLIENT = 10
+"""Connections of one client that a report lists."""
+
 WirePlace = tuple[Family, Protocol, str, int]
 WireEndpoint = tuple[str, int, int]
 """Address, port, weight."""
@@ -38,6 +41,7 @@ class WireSurroundings(Struct, array_like=True, frozen=True):
 
     pods: tuple[str, ...]
     own: tuple[str, ...]
+    interface: str = ""
 
 
 # From the daemon
@@ -97,15 +101,34 @@ class Count(Struct, tag=True, array_like=True):
     """Say `Counted`."""
 
 
+class Report(Struct, tag=True, array_like=True):
+    """Say `Reported`: of these places, and what is known there of a client, if one is named."""
+
+    places: list[WirePlace]
+    client: str = ""
+
+
 class Retire(Struct, tag=True, array_like=True):
     """Take nothing new anywhere, and end when nothing is open any more."""
+
+
+class Pause(Struct, tag=True, array_like=True):
+    """Accept no connection, and stay. Places of UDP stay as they are.
+
+    The kernel spreads datagrams over the sockets of a place by their number and order, so none may
+    go as long as one has a session. Clients that another dataplane serves do not come here anyway.
+    """
+
+
+class Resume(Struct, tag=True, array_like=True):
+    """Go on after a pause: say `Told`."""
 
 
 class Quit(Struct, tag=True, array_like=True):
     """End, with everything that is open."""
 
 
-Request = Batch | Tell | Count | HandOver | Retire | Quit
+Request = Batch | Tell | Count | Report | HandOver | Retire | Pause | Resume | Quit
 
 
 # From a worker
@@ -120,42 +143,81 @@ class Done(Struct, tag=True, array_like=True):
     """How many connections and sessions were ended by it."""
 
 
-class EndpointReport(Struct, array_like=True, frozen=True):
-    """What a worker knows of one endpoint of a place; counted since it began to serve the place."""
-
-    address: str
-    port: int
-    weight: int
-    connections: int
-    """Open now; sessions for UDP."""
-    so_far: int
-    failures: int
-    """Refused or timed out."""
-    is_set_aside: bool
-
-
-class PlaceReport(Struct, array_like=True, frozen=True):
-    """What a worker does at a place."""
+class ServedPlace(Struct, array_like=True, frozen=True):
+    """How a worker serves a place."""
 
     place: WirePlace
     forwarding: WireForwarding
-    endpoints: list[EndpointReport]
-    denied: int
-    """Connections of sources that are not allowed."""
-    unserved: int
-    """Connections for which no endpoint was left."""
 
 
 class Told(Struct, tag=True, array_like=True):
-    """What a worker is and does; `retired`: it only ends what is open."""
+    """What a worker is and serves; `retired`: it only ends what is open."""
 
     version: str
     pid: int
     number: int
     retired: bool
     surroundings: WireSurroundings
-    places: list[PlaceReport]
+    places: list[ServedPlace]
+
+
+class EndpointReport(Struct, array_like=True, frozen=True):
+    """What a worker has counted of an endpoint since it began to serve the place."""
+
+    address: str
+    port: int
+    connections: int
+    """Open now; sessions for UDP."""
+    so_far: int
+    failures: int
+    """Refused or timed out."""
+    set_aside_seconds: float | None
+    """For how long yet; 0: it gets the next connection, as a trial. None: it is in use."""
+    departed: bool
+    """No endpoint of the place any more; its connections go on."""
+
+
+class ClientReport(Struct, array_like=True, frozen=True):
+    """What a worker knows of one client at a place."""
+
+    remembered: tuple[str, int] | None
+    """Where affinity sends it."""
+    seconds: float
+    """For how long yet."""
+    connections: list[tuple[int, str, int]]
+    """Source port and endpoint of each that is open, at most MOST_OF_CLIENT."""
+    open: int
+
+
+class PlaceReport(Struct, array_like=True, frozen=True):
+    """What a worker does at a place; counted since it began to serve it."""
+
+    place: WirePlace
+    listens: bool
+    """False: it only ends what is open."""
+    connections: int
+    so_far: int
+    denied: int
+    """Connections of sources that are not allowed."""
+    unserved: int
+    """Connections for which no endpoint was left."""
+    endpoints: list[EndpointReport]
+    """Those of which there is anything to say."""
+    of_client: ClientReport | None = None
+
+
+class Reported(Struct, tag=True, array_like=True):
+    """What a worker does in all, and at places."""
+
+    number: int
+    pid: int
+    retired: bool
+    seconds: float
+    """Since it began."""
+    listeners: int
+    connections: int
     counters: dict[str, int]
+    places: list[PlaceReport]
 
 
 class Counted(Struct, tag=True, array_like=True):
@@ -170,7 +232,7 @@ class HandedOver(Struct, tag=True, array_like=True):
     places: list[WirePlace]
 
 
-Answer = Done | Told | Counted | HandedOver
+Answer = Done | Told | Counted | Reported | HandedOver
 
 _REQUEST: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _ANSWER: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
@@ -241,9 +303,10 @@ def forwarding_of(told: WireForwarding) -> Forwarding:
 
 def wire_surroundings(one: Surroundings) -> WireSurroundings:
     """Return surroundings as they are sent."""
-    return WireSurroundings(tuple(map(str, one.pods)), tuple(map(str, one.own)))
+    return WireSurroundings(tuple(map(str, one.pods)), tuple(map(str, one.own)), one.interface)
 
 
 def surroundings_of(told: WireSurroundings) -> Surroundings:
     """Return the surroundings that were sent."""
-    return Surroundings(tuple(map(parse_network, told.pods)), tuple(map(parse_address, told.own)))
+    pods, own = map(parse_network, told.pods), map(parse_address, told.own)
+    return Surroundings(tuple(pods), tuple(own), told.interface)

@@ -4,6 +4,7 @@ Lives here: the values that the daemon and its workers share. Pure. Must not: kn
 (compile.py), sockets (driver.py) or connections (forwarder/).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -80,15 +81,19 @@ class Forwarding(Struct, frozen=True, kw_only=True):
         told = [f"{self.algorithm} to {_listed(self.inside)}"]
         if self.outside != self.inside:
             told.append(f"from outside to {_listed(self.outside)}")
+        return ", ".join((*told, *self.options))
+
+    @property
+    def options(self) -> Iterator[str]:
+        """What is otherwise than usual, in words."""
         if self.affinity_seconds is not None:
-            told.append(f"affinity {self.affinity_seconds} s")
+            yield f"affinity {self.affinity_seconds} s"
         if self.allowed_sources is not None:
-            told.append(f"from {' '.join(map(str, self.allowed_sources)) or 'nowhere'} only")
+            yield f"from {' '.join(map(str, self.allowed_sources)) or 'nowhere'} only"
         if not self.sets_aside:
-            told.append("failing endpoints stay")
+            yield "failing endpoints stay"
         if self.proxy_protocol:
-            told.append("PROXY protocol")
-        return ", ".join(told)
+            yield "PROXY protocol"
 
     @property
     def is_alone(self) -> bool:
@@ -109,10 +114,13 @@ class Surroundings(Struct, frozen=True):
     """Ranges of this cluster's pods, as far as the node knows them."""
     own: tuple[Address, ...] = ()
     """Addresses of this node."""
+    interface: str = ""
+    """Where pods come in, if they are told by that: a name, or a prefix that ends in ``*``."""
 
     def __str__(self) -> str:
         pods, own = (" ".join(map(str, some)) or "unknown" for some in (self.pods, self.own))
-        return f"pods {pods}, own addresses {own}"
+        by = f"by {self.interface}" if self.interface else pods
+        return f"pods {by}, own addresses {own}"
 
 
 Thing = Route | Element | Place

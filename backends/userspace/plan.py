@@ -9,18 +9,25 @@ listener that goes takes no new connection; the route to its address and the gua
 `later`, until the connections have ended.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from immutables import Map
 from msgspec import Struct
 
 from vipd.backends import things as shared
-from vipd.backends.answering import beside
 from vipd.backends.local_routes import Verb, Wanted, told
 from vipd.backends.nftables.objects import elements_command
-from vipd.backends.things import Rules, against, changed, counted
-from vipd.backends.userspace.compile import Program, is_shared, refusal, surroundings, things
+from vipd.backends.things import Difference, Rules, against, changed, counted
+from vipd.backends.userspace.compile import (
+    Program,
+    beside,
+    indexed,
+    is_shared,
+    refusal,
+    surroundings,
+    things,
+)
 from vipd.backends.userspace.objects import (
     ADDRESSES,
     ROUTE_PROTOCOL,
@@ -59,7 +66,7 @@ class Operation(NamedTuple):
 class Unit(Struct, frozen=True):
     """What one virtual server changes; `key` is None for what belongs to none (stray things).
 
-    `conflict` says why it cannot be done at all.
+    `conflict` says why it cannot be done at all, or not as it should be.
     """
 
     key: Key | None
@@ -109,7 +116,8 @@ class UserspacePlan(Struct, frozen=True):
 def compile_program(servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
     """Return the program that serves these virtual servers."""
     entries = Map({one.key: one for one in servers})
-    return counted(Program(network, entries, Map()), _RULES)
+    program = Program(network, entries, Map())
+    return counted(indexed(program, (), entries.values()), _RULES)
 
 
 def plan(observed: Observed | None, wanted: Program) -> tuple[UserspacePlan, Program]:
@@ -130,22 +138,29 @@ def plan(observed: Observed | None, wanted: Program) -> tuple[UserspacePlan, Pro
     units = []
     for (key, old, new), why in against(held, wanted, _RULES, lambda new: _conflict(new, seen)):
         why = why or (refusal(wanted, key) if key is not None else "")
-        unit = Unit(key, conflict=why) if why else _unit(key, old, new)
-        if unit:
-            units.append(unit)
+        units.append(_unit(key, old, new, why))
     around = surroundings(wanted.network)
     made = UserspacePlan(
-        tuple(prologue), tuple(units), around if around != seen.surroundings else None
+        tuple(prologue),
+        tuple(unit for unit in units if unit),
+        around if around != seen.surroundings else None,
     )
     return made, wanted
 
 
 def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, Program]:
     """Return the plan for one change, and the program after it. O(change)."""
-    differences, after = changed(programmed, changes, _RULES)
-    units = [_unit(*one) for one in differences]
-    refused = {key: refusal(after, key) for key in changes.virtual_servers}
-    units += [Unit(key, conflict=why) for key, why in refused.items() if why]
+    ahead = indexed(
+        programmed,
+        (programmed.entries[key] for key in changes.virtual_servers if key in programmed.entries),
+        (one for one in changes.virtual_servers.values() if one is not None),
+    )
+    differences, after = changed(ahead, changes, _RULES)
+    pairs = _handed_over(differences)
+    units = []
+    for key in dict.fromkeys((*pairs, *changes.virtual_servers)):
+        old, new = pairs.get(key, ({}, {}))
+        units.append(_unit(key, old, new, refusal(after, key)))
     prologue: list[str] = []
     if changes.network is not None:
         for family in Family:
@@ -160,9 +175,42 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
     return made, after
 
 
+def _handed_over(
+    differences: Sequence[Difference[Thing, Value]],
+) -> dict[Key, tuple[Mapping[Thing, Value], Mapping[Thing, Value]]]:
+    """Return by key what each has and should have, where one may take over what another has.
+
+    So a node port and a service at the same port of the node do: what stays is changed, for it
+    would otherwise be added by one and then taken away for the other.
+    """
+    had: dict[Thing, Value] = {}
+    wanted: set[Thing] = set()
+    for one in differences:
+        had |= {thing: value for thing, value in one.old.items() if not is_shared(thing)}
+        wanted.update(thing for thing in one.new if not is_shared(thing))
+    return {
+        one.key: (
+            {thing: value for thing, value in one.old.items() if thing not in wanted}
+            | {thing: had[thing] for thing in one.new if thing in had},
+            one.new,
+        )
+        for one in differences
+        if one.key is not None
+    }
+
+
 def without(before: Program, after: Program, rejected: Iterable[Key]) -> Program:
-    """Return `after`, with the rejected virtual servers as they were in `before`."""
-    return shared.without(before, after, rejected, _RULES)
+    """Return `after`, with the rejected virtual servers as they were in `before`.
+
+    Those that a plan itself reported are as the plan made them.
+    """
+    undone = [key for key in rejected if not refusal(after, key)]
+    ahead = indexed(
+        after,
+        (after.entries[key] for key in undone if key in after.entries),
+        (before.entries[key] for key in undone if key in before.entries),
+    )
+    return shared.without(before, ahead, undone, _RULES)
 
 
 def expected(program: Program) -> Observed:
@@ -186,7 +234,9 @@ def _conflict(new: Mapping[Thing, Value], seen: Observed) -> str:
     return ""
 
 
-def _unit(key: Key | None, old: Mapping[Thing, Value], new: Mapping[Thing, Value]) -> Unit:
+def _unit(
+    key: Key | None, old: Mapping[Thing, Value], new: Mapping[Thing, Value], why: str = ""
+) -> Unit:
     """Return the operations that lead from `old` to `new`, in the order that loses no packet."""
     now = [
         Operation("replace" if one in old else "add", one, value)
@@ -202,4 +252,4 @@ def _unit(key: Key | None, old: Mapping[Thing, Value], new: Mapping[Thing, Value
         (one for one in gone if is_shared(one.thing)),
         key=lambda one: isinstance(one.thing, Element) and one.thing.set == ADDRESSES,
     )
-    return Unit(key, tuple(now), tuple(later))
+    return Unit(key, tuple(now), tuple(later), why)

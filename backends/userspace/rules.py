@@ -64,7 +64,7 @@ def chains(family: Family, network: NodeNetwork) -> list[Chain]:
     if unallocated:
         passing = [
             keep,
-            Rule(f"{w.daddr} @{ADDRESSES} return", "a service has it"),
+            Rule("fib daddr type local return", "this node has it"),
             Rule(f"{w.daddr} {unallocated} drop", "no service has this address"),
         ]
     hooks = [

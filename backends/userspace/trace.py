@@ -33,7 +33,7 @@ _MATCH = re.compile(
     rf"|(?P<sources>{_K} \. ip6? saddr != @{ALLOWED}) ?"
     rf"|{_K} @(?P<set>[a-z-]+) ?"
     rf"|ip6? daddr @(?P<addresses>{ADDRESSES}) ?"
-    r"|(?P<local>fib saddr type local) ?"
+    r"|fib (?P<local>[sd]addr) type local ?"
     r'|iifname "(?P<interface>[^"]+)" ?'
     r"|ip6? (?P<side>[sd]addr) (?P<networks>\{ [^}]+ \}|[0-9a-f.:/]+) ?"
     r"|(?P<new>ct state new) ?"
@@ -83,22 +83,34 @@ class _Walk:
         if route in self.program.shared:
             told = f"local {route.address} dev lo proto {ROUTE_PROTOCOL}"
             self.steps.append(Step("table local", told, "arrives here"))
-            return True
-        return self.packet.to_node or self.packet.destination in self.program.network.own_addresses
+        return self._is_here()
 
     def listen(self) -> None:
         """Meet the listener, if there is one."""
         forwarding = self._held.get(self.place)
         if not isinstance(forwarding, Forwarding):
             return
-        pods = self.program.network.pod_sources.cidrs
-        inside = self.packet.from_node or any(self.packet.source in one for one in pods)
+        pods = self.program.network.pod_sources
+        inside = self.packet.from_node or any(self.packet.source in one for one in pods.cidrs)
+        inside |= bool(pods.interface) and self._came_by(pods.interface)
         used = forwarding.inside if inside else forwarding.outside
         names = ", ".join(str(one) for one in used[:MOST_ENDPOINTS])
         more = len(used) - MOST_ENDPOINTS
         said = names + (f" and {more} more" if more > 0 else "")
-        self.steps.append(
-            Step("a worker", f"listens at {self.place}: {forwarding.algorithm}", f"to {said}")
+        how = ", ".join((forwarding.algorithm, *forwarding.options))
+        self.steps.append(Step("a worker", f"listens at {self.place}: {how}", f"to {said}"))
+
+    def _came_by(self, name: str) -> bool:
+        if name.endswith("*"):
+            return self.packet.interface.startswith(name[:-1])
+        return self.packet.interface == name
+
+    def _is_here(self) -> bool:
+        destination = self.packet.destination
+        return (
+            self.packet.to_node
+            or destination in self.program.network.own_addresses
+            or Route(self.family, destination) in self.program.shared
         )
 
     def _chain(self, chain: Chain) -> str:
@@ -144,13 +156,12 @@ class _Walk:
         if match["addresses"]:
             guard = Element(self.family, ADDRESSES, str(packet.destination))
             return guard in self.program.shared
-        if match["local"]:
+        if match["local"] == "saddr":
             return packet.from_node or packet.source in self.program.network.own_addresses
+        if match["local"]:
+            return self._is_here()
         if match["interface"]:
-            name = match["interface"]
-            if name.endswith("*"):
-                return packet.interface.startswith(name[:-1])
-            return packet.interface == name
+            return self._came_by(match["interface"])
         if match["networks"]:
             address = packet.source if match["side"] == "saddr" else packet.destination
             listed = match["networks"].strip("{} ").split(", ")

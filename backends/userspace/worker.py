@@ -13,17 +13,30 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+import structlog
 
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.channel import Channel
-from vipd.backends.userspace.messages import Answer, Request, Tell, Told
+from vipd.backends.userspace.messages import (
+    Answer,
+    Report,
+    Reported,
+    Request,
+    Resume,
+    Tell,
+    Told,
+)
 from vipd.backends.userspace.objects import Place
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 
+PROGRAM = "vipd.backends.userspace.forwarder"
 PATIENCE_SECONDS = 30.0
 """How long one answer may take: 200 listeners are a matter of milliseconds."""
+PLACES_AT_ONCE = 250
+"""In one report: meanwhile, about 10 ms with five endpoints each, the worker forwards nothing."""
 
 
 class Worker:
@@ -46,11 +59,11 @@ class Worker:
         """Start a worker process and return it once it answers."""
         path = folder / f"{number}-{secrets.token_hex(4)}.sock"
         with _control(path) as control:
-            command = [sys.executable, "-P", "-m", "vipd.backends.userspace.forwarder"]
+            command = [sys.executable, "-P", "-m", PROGRAM]
             try:
                 process = await asyncio.to_thread(
                     subprocess.Popen,
-                    [*command, str(number), str(control.fileno())],
+                    [*command, str(number), str(control.fileno()), _log_form()],
                     pass_fds=[control.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
@@ -86,13 +99,21 @@ class Worker:
             channel.close()
             raise Busy(f"the worker at {path} does not answer: {error!r}") from error
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is in our network namespace; folders of two can be the same."""
+        try:
+            theirs = os.stat(f"/proc/{self.pid}/ns/net")
+        except FileNotFoundError:
+            return True  # it has ended, which `watch` tells
+        return theirs.st_ino == os.stat("/proc/self/ns/net").st_ino
+
     def watch(self, ended: Callable[["Worker"], None]) -> None:
         """Call `ended` once, as soon as the process is gone."""
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
             loop.remove_reader(self._watched)
-            os.close(self._watched)
             self.forget()
             self.path.unlink(missing_ok=True)
             if self._process is not None:
@@ -137,6 +158,28 @@ class Worker:
             with contextlib.suppress(OSError):
                 await self._channel.send(messages.encode(request))
 
+    async def report(self, places: Collection[Place], client: str = "") -> list[Reported]:
+        """Return what it has counted at places, and there of one client; nothing where it is gone.
+
+        Portion by portion, so that it goes on forwarding in between. There is one at least.
+        """
+        wires = [messages.wire_place(one) for one in places]
+        portions = [wires[at : at + PLACES_AT_ONCE] for at in range(0, len(wires), PLACES_AT_ONCE)]
+        found: list[Reported] = []
+        with contextlib.suppress(Busy):
+            for portion in portions or [[]]:
+                answer, _ = await self.ask(Report(portion, client))
+                if isinstance(answer, Reported):
+                    found.append(answer)
+        return found
+
+    async def resume(self) -> None:
+        """Let it go on after a pause. Raise Busy where it is gone."""
+        told, _ = await self.ask(Resume())
+        if isinstance(told, Told):
+            self.retired = False
+            self.places = {messages.place_of(one.place) for one in told.places}
+
     def kill(self) -> None:
         """End the process as it is; `watch` tells when it is gone."""
         with contextlib.suppress(ProcessLookupError):
@@ -145,6 +188,13 @@ class Worker:
     def forget(self) -> None:
         """Let go of it: it goes on."""
         self._channel.close()
+        os.close(self._watched)
+
+
+def _log_form() -> str:
+    """Return the form of this process's log, which is that of its workers: text or json."""
+    *_, last = structlog.get_config()["processors"]
+    return "json" if isinstance(last, structlog.processors.JSONRenderer) else "text"
 
 
 def _control(path: Path) -> socket.socket:

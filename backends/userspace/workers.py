@@ -10,6 +10,7 @@ is refused, and it ends when its own connections have.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import structlog
 
+from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.assignment import Operation, batches, changes, stops
 from vipd.backends.userspace.listeners import holder, listener
@@ -32,6 +34,7 @@ from vipd.backends.userspace.messages import (
     HandedOver,
     HandOver,
     Listen,
+    Pause,
     Quit,
     Retire,
     Stop,
@@ -39,16 +42,21 @@ from vipd.backends.userspace.messages import (
     Told,
 )
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
+from vipd.backends.userspace.usage import places, usage
 from vipd.backends.userspace.worker import Worker
 from vipd.proxy.errors import Busy, DataplaneError, Rejected
 from vipd.proxy.version import VERSION
-from vipd.proxy.virtualserver import Endpoint
+from vipd.proxy.virtualserver import Endpoint, VirtualServer
 
 LIVES_SECONDS = 5.0
 """A worker that lived longer is started again at once; otherwise the pause doubles."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 QUIT_SECONDS = 10.0
 """How long workers have to end when they are told to, before they are killed."""
+
+AT_ONCE = 2
+"""Workers that are given listeners side by side: each takes MOST_LISTENERS descriptors here, and
+the soft limit of a process is often 1,024."""
 
 log = structlog.get_logger()
 
@@ -68,6 +76,7 @@ class Workers:
         self._closing = False
         self._order = asyncio.Lock()
         """Held while workers are told: the last that they are told is the last that was wanted."""
+        self._making = asyncio.Semaphore(AT_ONCE)
         self._nobody = asyncio.Event()
         """Set as soon as the last process is gone."""
         self._started: dict[int, float] = {}
@@ -75,6 +84,8 @@ class Workers:
         self._returning: set[int] = set()
         """Numbers of workers that ended and are being started again."""
         self._restarts: set[asyncio.Task[None]] = set()
+        self._ended: Counter[int] = Counter()
+        """How often each number was started again."""
 
     # Which workers there are
 
@@ -89,6 +100,9 @@ class Workers:
                 worker = await Worker.find(path)
             except Busy:
                 path.unlink(missing_ok=True)
+                continue
+            if not worker.is_here:
+                worker.forget()
                 continue
             worker.watch(self._lost)
             if worker.retired:
@@ -116,7 +130,7 @@ class Workers:
         there = self._active.keys() | self._returning
         missing = [one for one in range(self.count) if one not in there]
         if missing:
-            starts = (self._start(number) for number in missing)
+            starts = (self._resume_or_start(number) for number in missing)
             for error in await asyncio.gather(*starts, return_exceptions=True):
                 if error is not None:
                     raise error  # the next attempt finds those that did start
@@ -203,12 +217,26 @@ class Workers:
         answers = [(await worker.ask(Tell()))[0] for worker in self._all()]
         return [one for one in answers if isinstance(one, Told)]
 
-    async def stop(self) -> None:
-        """Let all workers take nothing new, and end when nothing is open any more."""
+    async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
+        """Return what the workers have counted, at the places of these virtual servers (Counting).
+
+        Those of another version may not know what is asked, and are left out.
+        """
+        await self.find()
+        where = places(servers, self._wanted)
+        there = [one for one in self._all() if one.version == VERSION]
+        told = await asyncio.gather(*(one.report(where, client) for one in there))
+        reported = [one for each in told for one in each]
+        return await asyncio.to_thread(usage, where, reported, self._ended.copy())
+
+    async def pause(self) -> None:
+        """Let all workers accept nothing, and keep what is open until they are needed again."""
         await self.find()
         self._wanted.clear()
         for worker in list(self._active.values()):
-            await self._retire(worker)
+            worker.retired = True
+            self._retired.append(worker)
+            await worker.tell(Pause())
         self._active.clear()
 
     async def quit(self) -> int:
@@ -243,6 +271,16 @@ class Workers:
         self._started[number] = time.monotonic()
         self._active[number] = worker
         worker.watch(self._lost)
+
+    async def _resume_or_start(self, number: int) -> None:
+        for worker in list(self._retired):
+            if (worker.number, worker.version) == (number, VERSION):
+                with contextlib.suppress(Busy):
+                    await worker.resume()
+                    self._retired.remove(worker)
+                    self._active[number] = worker
+                    return
+        await self._start(number)
 
     async def _retire(self, worker: Worker) -> None:
         worker.retired = True
@@ -279,6 +317,7 @@ class Workers:
             self._nobody.set()
         if self._closing or not was_active:
             return
+        self._ended[worker.number] += 1
         log.error("a worker has ended; it is started again", number=worker.number, pid=worker.pid)
         self._returning.add(worker.number)
         task = asyncio.get_running_loop().create_task(self._restart(worker.number))
@@ -315,17 +354,18 @@ class Workers:
         """Let a worker do operations in order; a worker that ends gets them when it is back."""
         failed: dict[Place, DataplaneError] = {}
         for part in batches(list(operations)):
-            made, refused = await asyncio.to_thread(_listen, part)
-            failed |= refused
-            todo = [
-                one
-                for one in part
-                if not isinstance(one, Listen) or messages.place_of(one.place) not in refused
-            ]
-            try:
-                answer, _ = await worker.ask(self._batch(todo), made)
-            except Busy:
-                return failed
+            async with self._making:
+                made, refused = await asyncio.to_thread(_listen, part)
+                failed |= refused
+                todo = [
+                    one
+                    for one in part
+                    if not isinstance(one, Listen) or messages.place_of(one.place) not in refused
+                ]
+                try:
+                    answer, _ = await worker.ask(self._batch(todo), made)
+                except Busy:
+                    return failed
             for one in todo:
                 if isinstance(one, Listen):
                     worker.places.add(messages.place_of(one.place))

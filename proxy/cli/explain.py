@@ -139,7 +139,10 @@ def text(told: "Explanation", *, every: bool = False) -> Iterator[str]:
         yield from _path(told)
     for heading, lines in (
         (f"what mode {told.mode} does otherwise, whatever stands above", told.differences),
-        ("the kernel knows", told.live),
+        (
+            "workers and the kernel know" if told.mode == "userspace" else "the kernel knows",
+            told.live,
+        ),
     ):
         if lines:
             yield ""

@@ -5,6 +5,7 @@ Lives here: the commands and how their results are printed. Must not: know how a
 Exit codes: 0 done, 1 failed, 2 wrong usage; `exec` ends as the command in the lab did.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from vipd.bench.lab import HostStatus
+    from vipd.bench.lab import HostStatus, Lab
+    from vipd.proxy.names import Address
 
 _DEFAULT_PREFIX = "vipd-lab"
 
@@ -38,6 +40,16 @@ _prefix = click.option(
     metavar="NAME",
     help="Namespaces are called NAME-HOST; several labs can stand side by side.",
 )
+
+
+def _checked_address(_: click.Context, __: click.Parameter, value: str | None) -> "Address | None":
+    """Return the address of an option, or refuse what is none."""
+    from vipd.proxy.names import parse_address
+
+    try:
+        return None if value is None else parse_address(value)
+    except ValueError as failure:
+        raise click.BadParameter(f"{value!r} is not an IP address") from failure
 
 
 @contextmanager
@@ -93,10 +105,41 @@ def down(prefix: str) -> None:
     "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )
 @_prefix
+@click.option(
+    "-f",
+    "--manifests",
+    "manifests",
+    multiple=True,
+    metavar="PATH",
+    help="Where variables of services come from. Default: the manifests of the daemon on the node.",
+)
+@click.option(
+    "--namespace", metavar="NS", help="The pod's namespace. Default: of the Pod with its address."
+)
+@click.option(
+    "--dns",
+    "nameserver",
+    metavar="ADDRESS",
+    callback=_checked_address,
+    help="Whom resolv.conf names. Default: the daemon on the node, where it answers DNS.",
+)
+@click.option("--bare", is_flag=True, help="No variables of services, the machine's resolv.conf.")
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def exec_(prefix: str, name: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND on the host NAME, with this terminal and standard input."""
+def exec_(
+    prefix: str,
+    manifests: tuple[str, ...],
+    namespace: str | None,
+    nameserver: "Address | None",
+    bare: bool,
+    name: str,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND on the host NAME, with this terminal and standard input.
+
+    On a pod it finds what a container finds: the variables of `vipd env`, and where a DNS server is
+    known, a resolv.conf that names it.
+    """
     from vipd.bench.lab import Lab
     from vipd.bench.lab_errors import LabError
 
@@ -109,9 +152,46 @@ def exec_(prefix: str, name: str, command: tuple[str, ...]) -> None:
             )
         if not chosen.stands(name):
             raise LabError(f"lab {prefix} is not up: run `vipd lab up` first")
+        if bare:
+            variables: dict[str, str] = {}
+            chosen.point_at_nameserver(name, None)
+        else:
+            variables = _surround(chosen, name, manifests, namespace, nameserver)
         argv = chosen.command(name, command)
     sys.stdout.flush()
-    os.execv(argv[0], argv)
+    try:
+        os.execve(argv[0], argv, {**os.environ, **variables})
+    except OSError as failure:
+        if failure.errno != errno.E2BIG:
+            raise
+        size = sum(len(name) + len(value) + 2 for name, value in variables.items())
+        raise click.ClickException(
+            f"{failure.strerror}: the variables of services take {size} bytes, and no container of "
+            "this namespace would start either; --bare leaves them out"
+        ) from failure
+
+
+def _surround(
+    chosen: "Lab",
+    name: str,
+    manifests: tuple[str, ...],
+    namespace: str | None,
+    nameserver: "Address | None",
+) -> dict[str, str]:
+    """Write the host's resolv.conf; return the variables that a container there finds."""
+    from vipd.bench.lab_container import surroundings
+    from vipd.bench.lab_errors import LabError
+
+    found = surroundings(chosen, name, manifests=manifests, namespace=namespace)
+    for problem in found.problems if manifests else ():  # else the daemon tells them
+        click.echo(f"vipd: {problem}", err=True)
+    try:
+        chosen.point_at_nameserver(name, nameserver or found.nameserver, found.namespace)
+    except LabError as failure:
+        if nameserver is not None:
+            raise
+        click.echo(f"vipd: {failure}", err=True)
+    return found.variables
 
 
 @lab.command()

@@ -1,22 +1,21 @@
-"""`vipd status`, `vipd services`, `vipd check`: what a person asks first."""
+"""`vipd status`, `vipd check`: how the daemon and the host are."""
 
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from vipd.proxy.cli.options import json_option, socket_option
-from vipd.proxy.cli.output import print_json, print_table, printable
+from vipd.proxy.cli.output import print_json, printable
 
-MOST_ENDPOINTS = 3
-"""Endpoints of a virtual server that `vipd services` shows unless asked for all."""
+if TYPE_CHECKING:
+    from vipd.proxy.counted import WorkerView
 
-
-def _ask(path: str | None, name: str) -> bytes:
-    from vipd.proxy.config import DEFAULT_SOCKET
-    from vipd.proxy.control import read
-
-    return read(path if path is not None else DEFAULT_SOCKET, name)
+MOST_WORKERS = 8
+"""Workers that are shown one by one."""
 
 
 @click.command()
@@ -27,9 +26,11 @@ def status(socket: str | None, as_json: bool) -> None:
     import msgspec
 
     from vipd.proxy.cli.main import DEGRADED
+    from vipd.proxy.config import DEFAULT_SOCKET
+    from vipd.proxy.control import read
     from vipd.proxy.status import Status
 
-    document = _ask(socket, "status")
+    document = read(socket if socket is not None else DEFAULT_SOCKET, "status", "workers")
     told = msgspec.json.decode(document, type=Status)
     if as_json:
         print_json(document)
@@ -70,6 +71,8 @@ def _print_status(told: "object") -> None:
             f"departed   {told.departed} endpoints may have open flows; "
             f"{told.flows_cut} flows were ended at a deadline"
         )
+    for line in worker_lines(told.workers):
+        click.echo(line)
     if told.passed_over:
         click.echo(f"no use for {', '.join(told.passed_over)}")
     for heading, lines in (
@@ -98,59 +101,34 @@ def _switched(report: "object") -> str:
     return f"{way} {_ago(report.ended)} ago, took {(report.ended - report.started) * 1000:.0f} ms"
 
 
+def worker_lines(workers: "Sequence[WorkerView]") -> Iterator[str]:
+    """Yield what people read of workers: each, as far as there is room, and their counters' sum."""
+    for number, one in enumerate(workers[:MOST_WORKERS]):
+        said = f"{one.number}: pid {one.pid}, up {_lasting(one.up_seconds)}, "
+        said += f"{one.listeners} listeners, {one.open} open"
+        said += f", {one.restarts} restarts" if one.restarts else ""
+        said += ", takes nothing new" if one.retired else ""
+        yield f"{'' if number else 'workers':10} {said}"
+    if len(workers) > MOST_WORKERS:
+        is_open = sum(one.open for one in workers)
+        yield f"{'':10} … {len(workers)} in all, {is_open} open (--json)"
+    total: Counter[str] = Counter()
+    for one in workers:
+        total.update(one.counters)
+    counted = [f"{name.replace('_', ' ')} {count}" for name, count in total.items() if count]
+    if counted:
+        yield f"{'counted':10} {', '.join(counted)}"
+
+
 def _ago(moment: float) -> str:
-    seconds = max(0.0, time.time() - moment)
+    return _lasting(max(0.0, time.time() - moment))
+
+
+def _lasting(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-@click.command()
-@click.argument("name", required=False, metavar="[[NAMESPACE/]NAME]")
-@click.option("--wide", is_flag=True, help="Show every endpoint.")
-@socket_option
-@json_option
-def services(name: str | None, wide: bool, socket: str | None, as_json: bool) -> None:
-    """List virtual servers and their endpoints, of all services or of one."""
-    import msgspec
-
-    from vipd.proxy.errors import ControlError
-    from vipd.proxy.views import VirtualServerView
-
-    shown = msgspec.json.decode(_ask(socket, "services"), type=list[VirtualServerView])
-    if name is not None:
-        wanted = name if "/" in name else f"default/{name}"
-        shown = [one for one in shown if wanted in (one.service, one.service.rpartition(":")[0])]
-        if not shown:
-            raise ControlError(f"no service {wanted} is served here")
-    if as_json:
-        print_json(msgspec.json.encode(shown))
-        return
-    rows = []
-    for one in shown:
-        used = one.endpoints if one.policy == "cluster" else one.local_endpoints
-        most = len(used) if wide else MOST_ENDPOINTS
-        target = ", ".join(f"{end.address}{_weight(end.weight)}" for end in used[:most])
-        target += f", … {len(used)} in all" if len(used) > most else ""
-        notes = [one.algorithm] if one.algorithm != "random" else []
-        notes += [f"affinity {one.affinity_seconds}s"] if one.affinity_seconds else []
-        notes += [f"from {','.join(one.allowed_sources)}"] if one.allowed_sources else []
-        notes += ["local only"] if one.policy != "cluster" else []
-        rows.append(
-            (
-                one.service,
-                one.kind,
-                f"{one.address}/{one.protocol}",
-                target if target else f"none: {one.refusal}",
-                " ".join(notes),
-            )
-        )
-    print_table(("SERVICE", "KIND", "ADDRESS", "ENDPOINTS", "NOTES"), rows)
-
-
-def _weight(weight: int) -> str:
-    return "" if weight == 1 else f"×{weight}"
 
 
 @click.command()

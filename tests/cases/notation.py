@@ -52,6 +52,10 @@ def server_line(one: VirtualServer) -> str:
         notes.append(f"IPVS scheduler {one.scheduler}")
     if one.drain_seconds is not None:
         notes.append(f"drain {one.drain_seconds} s")
+    if one.proxy_protocol:
+        notes.append("PROXY protocol")
+    if one.keeps_failing:
+        notes.append("failing endpoints stay")
     return " | ".join(notes)
 
 

@@ -36,6 +36,7 @@ CASES = (
     "endpoints-come-and-go",
     "internal-policy-local-nobody-here",
     "node-port-addresses-primary",
+    "proxy-protocol-and-failing-endpoints",
     "source-ranges-with-the-node-inside",
 )
 

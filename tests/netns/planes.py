@@ -18,7 +18,7 @@ from tests.netns.cluster import NFT, until
 from vipd.bench.lab import Lab
 
 LEGACY, NFT_VARIANT = "iptables-legacy", "iptables-nft"
-PLANES = ("nftables", LEGACY, NFT_VARIANT, "ipvs")
+PLANES = ("nftables", LEGACY, NFT_VARIANT, "ipvs", "userspace")
 """Modes, iptables with each variant of its tool."""
 MULTI = {LEGACY: "xtables-legacy-multi", NFT_VARIANT: "xtables-nft-multi"}
 TOOL_NAMES = [
@@ -120,7 +120,8 @@ def evidence(lab: Lab) -> list[tuple[str, str]]:
 _MARKS = {
     "nftables": (r"nft", r"table ip6? vipd \{"),
     "iptables": (r"ip6?tables-.*", r"VIPD-SVC-"),
-    "ipvs": (r"ipvs|route.*", _OURS.pattern),
+    "ipvs": (r"ipvs|route.*", rf"^-[Aa] .*(?:{_OURS.pattern})|proto 118"),
+    "userspace": (r"nft|route.*", r"table ip6? vipd-userspace \{|proto 119"),
 }
 """Who prints what there is of a mode, and what that looks like. The skeleton is of none."""
 

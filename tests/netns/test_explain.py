@@ -12,9 +12,12 @@ from tests.netns.cluster import (
     SILENCE,
     TCP4,
     TCP6,
+    UDP4,
     Cluster,
     Flavour,
+    held,
     service_cidr,
+    until,
 )
 
 from vipd.proxy.explain import Explanation, Verdict
@@ -24,6 +27,8 @@ from vipd.proxy.virtualserver import Endpoint
 pytestmark = pytest.mark.netns
 
 CONNECTIONS = 200
+BOTH_KINDS = pytest.mark.modes("nftables", "userspace")
+"""The modes in which a kernel forwards are alike here; test_equivalence.py compares them."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,8 @@ def promised(told: Explanation, client: str) -> set[str]:
     return {f"{one.pod} saw {client if one.source else 'node'}" for one in told.endpoints}
 
 
+@BOTH_KINDS
+@pytest.mark.essential
 @pytest.mark.parametrize("flavour", [TCP4, TCP6], ids=str)
 def test_two_hundred_connections_go_where_it_says_as_often_as_it_says(
     cluster: Cluster, flavour: Flavour
@@ -68,6 +75,7 @@ def test_two_hundred_connections_go_where_it_says_as_often_as_it_says(
             assert abs(seen - CONNECTIONS * one.share) < 6 * deviation
 
 
+@BOTH_KINDS
 @pytest.mark.parametrize("flavour", [TCP4, TCP6], ids=str)
 @pytest.mark.parametrize(
     ("endpoints", "spec"),
@@ -93,6 +101,8 @@ def test_policies_mean_what_it_says(
             assert served.outcomes(client, to, port) == promised(told, client)
 
 
+@BOTH_KINDS
+@pytest.mark.essential
 def test_what_nobody_serves(cluster: Cluster) -> None:
     served = cluster.serve(TCP4, LOCAL)
     cluster.apply(service_cidr("10.96.0.0/16"))
@@ -155,6 +165,53 @@ def counted(mode: str, address: Address, host: Address, port: int) -> list[str]:
         f"^IPVS entry of affinity: to {to}, [A-Z]+, \\d+ s left$",
         f"^IPVS entry, source port \\d+: to {to}, [A-Z_]+, \\d+ s left$",
     ]
+
+
+@pytest.mark.modes("userspace")
+@pytest.mark.essential
+@pytest.mark.parametrize("flavour", [TCP4, TCP6, UDP4], ids=str)
+def test_workers_are_asked_for_what_concerns_the_packet(cluster: Cluster, flavour: Flavour) -> None:
+    served = cluster.serve(flavour, LOCAL, REMOTE, sessionAffinity="ClientIP")
+    other = cluster.serve(flavour, "web-2")
+    other.ask("client-1")
+    client = str(cluster.lab.node("client-1").address(flavour.family))
+    question = (client, served.address, 80, "--live")
+    stranger = explained(cluster, *question)
+    assert len(stranger.endpoints) == 2
+    assert f"{client} is not remembered by affinity" in stranger.live
+    (pod,) = {served.ask("client-1").pod for _ in range(3)}
+    host = cluster.lab.node(pod).address(flavour.family)
+    to = Endpoint(host, flavour.target)
+    after = explained(cluster, *question)
+    assert [(one.pod, one.share) for one in after.endpoints] == [(pod, 1.0)]
+    where = re.escape(f"{Endpoint(served.address, 80)}/{flavour.protocol}")
+    patterns = (
+        rf"^worker \d listens at {where}: \d (session|connection)s open, 3 so far$",
+        rf"^endpoint {re.escape(str(to))}: \d open, 3 so far$",
+        rf"^affinity remembers the client: to {re.escape(str(to))}, for 10[78]\d\d s yet$",
+    )
+    for pattern in patterns:
+        assert [one for one in after.live if re.search(pattern, one)], (pattern, after.live)
+    assert not [one for one in after.live if str(other.address) in one]
+
+
+@pytest.mark.modes("userspace")
+@pytest.mark.essential
+def test_what_is_open_is_told_with_its_source_port(cluster: Cluster) -> None:
+    served = cluster.serve(TCP4, LOCAL)
+    client = str(cluster.lab.node("client-1").ipv4)
+    with held(cluster, "client-1", served.address) as connection:
+        assert connection.who() == LOCAL
+        to = Endpoint(cluster.lab.node(LOCAL).ipv4, TCP4.target)
+        told = explained(cluster, client, served.address, 80, "--live").live
+        assert f"connection, source port {connection.port}: to {to}" in told
+    until(
+        lambda: (
+            f"no connection of {client} is open here"
+            in explained(cluster, client, served.address, 80, "--live").live
+        ),
+        "the connection has ended",
+    )
 
 
 def test_the_slots_of_an_endpoint_are_counted_together(cluster: Cluster) -> None:

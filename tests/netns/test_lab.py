@@ -6,14 +6,23 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
 import pytest
 
-from vipd.bench import lab_netns
+from vipd.bench import lab_netns, lab_resolv
 from vipd.bench.lab import Lab, obstacle, running
 from vipd.bench.lab_ask import Way
+from vipd.bench.lab_container import DaemonStatus, Surroundings, nameserver, serving, surroundings
+from vipd.bench.lab_daemon import Daemon
 from vipd.bench.lab_errors import LabError
 from vipd.bench.lab_site import State
 from vipd.bench.lab_topology import STANDARD, Role
@@ -310,6 +319,231 @@ def test_sockets_stay_where_they_were_made(lab: Lab) -> None:
         assert opened.getsockname()[0] == str(lab.node("client-2").ipv6)
 
 
+# What a container finds
+
+SHOP = """
+apiVersion: v1
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIP: 10.96.0.1, ports: [{name: https, port: 443}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: shop}
+status: {podIP: 10.244.1.21}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: b, namespace: shop}
+spec: {enableServiceLinks: false}
+status: {podIPs: [{ip: "fd00:10:244:1::22"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ended, namespace: elsewhere}
+status: {podIP: 10.244.1.23, phase: Succeeded}
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.yaml"
+    path.write_text(SHOP)
+    return path
+
+
+def told(found: Surroundings) -> tuple[str, set[str]]:
+    return found.namespace, {name.partition("_")[0] for name in found.variables}
+
+
+def test_what_a_container_finds_is_that_of_its_pod(lab: Lab, shop: Path) -> None:
+    manifests = [str(shop)]
+    for name, namespace, services in (
+        ("web-1", "shop", {"KUBERNETES", "WEB"}),
+        ("web-2", "shop", {"KUBERNETES"}),  # its Pod wants no service links
+        ("web-3", "default", {"KUBERNETES"}),  # its Pod has ended
+        ("client-1", "default", {"KUBERNETES"}),  # no Pod has its address
+    ):
+        assert told(surroundings(lab, name, manifests=manifests)) == (namespace, services)
+    assert told(surroundings(lab, "client-1", manifests=manifests, namespace="shop")) == (
+        "shop",
+        {"KUBERNETES", "WEB"},
+    )
+    for name in ("node", "node-2", "outside"):
+        assert surroundings(lab, name, manifests=manifests) == Surroundings()
+
+
+def test_manifests_that_cannot_be_read_are_told(lab: Lab, shop: Path) -> None:
+    shop.write_text(SHOP.replace("10.96.0.10,", "nowhere,"))
+    (problem,) = surroundings(lab, "web-1", manifests=[str(shop)]).problems
+    assert "Service shop/web: spec.clusterIP: 'nowhere' is not an IP address" in problem
+
+
+def test_without_a_daemon_nothing_is_found(lab: Lab, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as stranger:  # not in the lab's namespace
+        stranger.bind(str(tmp_path / "stranger"))
+        stranger.listen()
+        assert serving(lab) is None
+        assert surroundings(lab, "web-1") == Surroundings()
+
+
+def test_the_daemon_of_the_lab_says_which_manifests(
+    lab: Lab, spare: Lab, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert serving(spare) is None  # not up yet
+    spare.up()
+    monkeypatch.chdir(tmp_path)
+    daemon = Daemon(spare, Path("shop.yaml"), tmp_path)  # relative: to where the daemon works
+    daemon.start()
+    try:
+        monkeypatch.chdir("/")
+        running_daemon = serving(spare)
+        assert running_daemon is not None
+        assert running_daemon.manifests == ("shop.yaml",)
+        assert told(surroundings(spare, "web-1")) == ("shop", {"KUBERNETES", "WEB"})
+        # Another lab's pods know nothing of it.
+        assert serving(lab) is None
+    finally:
+        daemon.stop()
+    assert serving(spare) is None
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ((), None),
+        (("10.96.0.53:53",), "10.96.0.53"),
+        (("127.0.0.1:53", "[::1]:53", "169.254.20.10:53"), "169.254.20.10"),
+        (("192.168.77.1:5353", "[fd00:77::1]:53"), "fd00:77::1"),
+        (("0.0.0.0:53",), "192.168.77.1"),
+        (("[::]:53",), "fd00:77::1"),
+        (("somewhere:53", "53", ""), None),
+    ],
+    ids=str,
+)
+def test_whom_the_daemon_lets_pods_ask(places: tuple[str, ...], expected: str | None) -> None:
+    found = nameserver(DaemonStatus(pid=1, dns_listen=places), STANDARD)
+    assert (None if found is None else str(found)) == expected
+
+
+ZONE = {
+    "web.shop.svc.cluster.local.": "10.96.0.10",
+    "web.default.svc.cluster.local.": "10.96.0.20",
+}
+
+
+@contextmanager
+def names_answered(lab: Lab, zone: Mapping[str, str]) -> Iterator[list[str]]:
+    """A name server for A records on the node's address, port 53; yields the names it was asked."""
+    asked: list[str] = []
+    address = str(lab.node("node").ipv4)
+
+    def serve() -> None:
+        while True:
+            raw, client = opened.recvfrom(4096)
+            if not raw:
+                return
+            question = dns.message.from_wire(raw)
+            reply = dns.message.make_response(question)
+            reply.flags |= dns.flags.AA
+            name = question.question[0].name.to_text()
+            asked.append(name)
+            if name not in zone:
+                reply.set_rcode(dns.rcode.NXDOMAIN)
+            elif question.question[0].rdtype == dns.rdatatype.A:
+                reply.answer.append(dns.rrset.from_text(name, 5, "IN", "A", zone[name]))
+            opened.sendto(reply.to_wire(), client)
+
+    with (
+        lab.socket("node", type=socket.SOCK_DGRAM) as opened,
+        lab.socket("node", type=socket.SOCK_DGRAM) as ending,
+    ):
+        opened.bind((address, 53))
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield asked
+        finally:
+            ending.sendto(b"", (address, 53))
+            thread.join()
+
+
+def looked_up(lab: Lab, name: str, host: str) -> tuple[int, list[str]]:
+    """What glibc's resolver finds on a host."""
+    done = lab.exec(host, ["getent", "ahostsv4", name], timeout=30)
+    return done.returncode, sorted({line.split()[0] for line in done.stdout.splitlines()})
+
+
+def test_hosts_ask_the_name_server_that_they_are_pointed_at(lab: Lab) -> None:
+    machine = Path("/etc/resolv.conf").read_text()
+    node = lab.node("node").ipv4
+    with names_answered(lab, ZONE) as asked:
+        lab.point_at_nameserver("web-1", node, "shop")
+        lab.point_at_nameserver("web-4", node)  # on the other node
+        assert looked_up(lab, "web", "web-1") == (0, ["10.96.0.10"])
+        assert asked == ["web.shop.svc.cluster.local."]
+        assert looked_up(lab, "web", "web-4") == (0, ["10.96.0.20"])
+        assert looked_up(lab, "web.shop", "web-4") == (0, ["10.96.0.10"])
+        assert looked_up(lab, "nobody", "web-1") == (2, [])
+        # Nobody else is concerned, and it can be changed and undone.
+        assert lab.exec("web-2", ["cat", "/etc/resolv.conf"]).stdout == machine
+        lab.point_at_nameserver("web-1", node, "default")
+        assert looked_up(lab, "web", "web-1") == (0, ["10.96.0.20"])
+    for name in ("web-1", "web-4", "web-4"):
+        lab.point_at_nameserver(name, None)
+    assert lab.exec("web-1", ["cat", "/etc/resolv.conf"]).stdout == machine
+    assert list(lab_resolv.named(lab.prefix)) == []
+
+
+def test_down_takes_resolv_conf_away_but_not_of_others(lab: Lab, spare: Lab) -> None:
+    assert spare.prefix.startswith(f"{lab.prefix}-")
+    spare.up()
+    node = lab.node("node").ipv4
+    lab.point_at_nameserver("web-1", node)
+    spare.point_at_nameserver("web-1", node)
+    subprocess.run(["ip", "netns", "delete", spare.namespace("web-1")], check=True)
+    assert list(lab_resolv.named(lab.prefix)) == [lab.namespace("web-1")]
+    spare.down()
+    assert not (lab_resolv.DIRECTORY / spare.namespace("web-1")).exists()
+    assert (lab_resolv.DIRECTORY / lab.namespace("web-1") / "resolv.conf").exists()
+    lab.point_at_nameserver("web-1", None)
+    assert not (lab_resolv.DIRECTORY / lab.namespace("web-1")).exists()
+
+
+def test_a_resolv_conf_of_somebody_else_is_refused_and_left(spare: Lab) -> None:
+    spare.up()
+    folder = lab_resolv.DIRECTORY / spare.namespace("web-1")
+    folder.mkdir(parents=True)
+    path = folder / "resolv.conf"
+    path.write_text("nameserver 192.0.2.1\n")
+    try:
+        with pytest.raises(LabError, match="was not made by this lab; it is left alone"):
+            spare.point_at_nameserver("web-1", spare.node("node").ipv4)
+        spare.point_at_nameserver("web-1", None)
+        spare.down()
+        assert path.read_text() == "nameserver 192.0.2.1\n"
+    finally:
+        path.unlink()
+        folder.rmdir()
+        if not list(lab_resolv.DIRECTORY.iterdir()):
+            lab_resolv.DIRECTORY.rmdir()
+
+
+def test_a_resolv_conf_that_cannot_be_written_is_said(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(lab_resolv, "DIRECTORY", tmp_path / "file" / "netns")
+    with pytest.raises(LabError, match=r"web-1/resolv\.conf cannot be written: Not a directory"):
+        lab.point_at_nameserver("web-1", lab.node("node").ipv4)
+    lab.point_at_nameserver("web-1", None)
+
+
 def vipd_lab(lab: Lab, command: str, *rest: str) -> subprocess.CompletedProcess[str]:
     program = "from vipd.proxy.cli.lab import lab; lab()"
     return subprocess.run(
@@ -332,6 +566,54 @@ def test_the_command_exec_tells_wrong_usage_from_a_lab_that_is_down(lab: Lab, sp
     assert (wrong.returncode, "client-1" in wrong.stderr) == (2, True)
     absent = vipd_lab(spare, "exec", "web-1", "true")
     assert (absent.returncode, "vipd lab up" in absent.stderr) == (1, True)
+
+
+def test_the_command_exec_sets_the_variables_of_a_pod(lab: Lab, shop: Path) -> None:
+    at = ("exec", "-f", str(shop))
+    asked = 'echo "$WEB_SERVICE_HOST $KUBERNETES_PORT"'
+    assert (
+        vipd_lab(lab, *at, "web-1", "sh", "-c", asked).stdout == "10.96.0.10 tcp://10.96.0.1:443\n"
+    )
+    assert vipd_lab(lab, *at, "web-2", "sh", "-c", asked).stdout == " tcp://10.96.0.1:443\n"
+    assert vipd_lab(lab, *at, "node", "sh", "-c", asked).stdout == " \n"
+    assert vipd_lab(lab, *at, "--bare", "web-1", "sh", "-c", asked).stdout == " \n"
+    assert vipd_lab(lab, "exec", "web-1", "sh", "-c", asked).stdout == " \n"  # no daemon
+
+
+def test_the_command_exec_points_resolv_conf_at_a_name_server(lab: Lab, shop: Path) -> None:
+    address = str(lab.node("node").ipv4)
+    with names_answered(lab, ZONE):
+        done = vipd_lab(
+            lab, "exec", "-f", str(shop), "--dns", address, "web-1", "getent", "ahostsv4", "web"
+        )
+    assert (done.returncode, done.stdout.split()[0]) == (0, "10.96.0.10")
+    shown = vipd_lab(lab, "exec", "web-1", "cat", "/etc/resolv.conf").stdout
+    assert shown == Path("/etc/resolv.conf").read_text()
+    assert list(lab_resolv.named(lab.prefix)) == []
+    wrong = vipd_lab(lab, "exec", "--dns", "web", "web-1", "true")
+    assert (wrong.returncode, "'web' is not an IP address" in wrong.stderr) == (2, True)
+
+
+def test_the_command_exec_says_when_there_are_too_many_variables(lab: Lab, tmp_path: Path) -> None:
+    # Together more than the kernel takes whatever the stack limit is: 6 MiB, fs/exec.c.
+    many = [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": f"service-{i}"},
+            "spec": {
+                "clusterIP": f"10.96.{i}.1",
+                "ports": [{"name": f"port-{port}", "port": port} for port in range(1, 4001)],
+            },
+        }
+        for i in range(10)
+    ]
+    manifests = tmp_path / "many.json"
+    manifests.write_text("\n".join(map(json.dumps, many)))
+    failed = vipd_lab(lab, "exec", "-f", str(manifests), "client-1", "true")
+    assert failed.returncode == 1
+    assert "Argument list too long: the variables of services take" in failed.stderr
+    assert vipd_lab(lab, "exec", "-f", str(manifests), "--bare", "client-1", "true").returncode == 0
 
 
 def test_the_command_status_says_whether_the_lab_is_whole(lab: Lab, spare: Lab) -> None:

@@ -43,6 +43,7 @@ class Userspace:
         """Do a plan, and stop wherever packets may come in between."""
         if plan.surroundings is not None:
             self.surroundings = plan.surroundings
+            yield plan.surroundings
         now = [one for unit in plan.units for one in unit.now]
         later = [one for unit in plan.units for one in unit.later]
         brought = [one for one in now if one.verb != "del"]
@@ -118,7 +119,12 @@ class Userspace:
         sources = forwarding.allowed_sources
         if sources is not None and not any(packet.source in one for one in sources):
             return refused
+        interface = self.surroundings.interface
         pods = any(packet.source in one for one in self.surroundings.pods)
+        if interface.endswith("*"):
+            pods = packet.interface.startswith(interface[:-1])
+        elif interface:
+            pods = packet.interface == interface
         inside = pods or packet.source in (*own, *self.surroundings.own)
         used = forwarding.inside if inside else forwarding.outside
         total = sum(one.weight for one in used)

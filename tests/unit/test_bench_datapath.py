@@ -288,6 +288,6 @@ class TestTables:
         names = {one.name for one in FIGURES}
         assert set(expected(every, USERSPACE)) == names
         assert names - set(expected(every, HAPROXY)) == {"udp", "udp_lost"}
-        forwarders = {"bulk_cpu_proxy", "kept_cpu_proxy", "rss_each"}
+        forwarders = {"bulk_cpu_proxy", "kept_cpu_proxy", "rss_each", "rss_proxy", "pss_proxy"}
         assert names - set(expected(every, "nftables")) == forwarders
         assert names - set(expected(every, DIRECT)) == forwarders | {"rss", "pss"}

@@ -18,6 +18,7 @@ COMMANDS = (
     "render",
     "plan",
     "explain",
+    "env",
     "cleanup",
     "lab",
     "bench",

@@ -69,6 +69,8 @@ def test_a_whole_service() -> None:
                 "vipd/weights": "010.0.0.1=3, pod-a = 2",
                 "vipd/ipvs-scheduler": " wlc",
                 "vipd/drain-seconds": "86400 ",
+                "vipd/proxy-protocol": " v2",
+                "vipd/keep-failing-endpoints": "true ",
             },
         },
         spec={
@@ -133,6 +135,8 @@ def test_a_whole_service() -> None:
         weights=(("10.0.0.1", 3), ("pod-a", 2)),
         scheduler="wlc",
         drain_seconds=86400,
+        proxy_protocol=True,
+        keeps_failing=True,
     )
     assert decode_kind(Kind.SERVICE, raw, "x") == decode(raw, "x")
 
@@ -363,7 +367,15 @@ def test_any_text_where_text_belongs(text: str, kind: str) -> None:
         "namespace": text,
         "labels": {"kubernetes.io/service-name": text},
         "annotations": dict.fromkeys(
-            ("vipd/weights", "vipd/algorithm", "vipd/ipvs-scheduler", "vipd/drain-seconds"), text
+            (
+                "vipd/weights",
+                "vipd/algorithm",
+                "vipd/ipvs-scheduler",
+                "vipd/drain-seconds",
+                "vipd/proxy-protocol",
+                "vipd/keep-failing-endpoints",
+            ),
+            text,
         ),
     }
     value_or_manifest_error(

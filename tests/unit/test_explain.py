@@ -13,7 +13,7 @@ from vipd.backends.ipvs.live import entries as ipvs_entries
 from vipd.backends.live import known
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Packet
-from vipd.backends.registry import backend
+from vipd.backends.registry import MODES, backend
 from vipd.backends.xtables import Xtables
 from vipd.proxy.cli.explain import WIDTH
 from vipd.proxy.cli.main import cli
@@ -21,7 +21,7 @@ from vipd.proxy.errors import ConfigError, QuestionError, Unsupported
 from vipd.proxy.explain import Explanation, Verdict, explain
 from vipd.proxy.names import Protocol, parse_address, parse_network
 from vipd.proxy.question import Question, asked, own_addresses, parse_destination
-from vipd.proxy.remembering import remembering
+from vipd.proxy.remembering import passing_over, remembering
 from vipd.proxy.resolve import resolve
 from vipd.proxy.settings import DetectLocal, NodeSettings
 from vipd.proxy.snapshot import Snapshot, fold
@@ -92,6 +92,14 @@ apiVersion: v1
 kind: Service
 metadata: {name: near, namespace: shop}
 spec: {clusterIP: 10.96.0.2, internalTrafficPolicy: Local, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: asking
+  namespace: shop
+  annotations: {vipd/proxy-protocol: v2, vipd/keep-failing-endpoints: "true"}
+spec: {clusterIP: 10.96.0.4, ports: [{port: 80}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -371,6 +379,36 @@ def test_the_endpoint_that_affinity_remembers_leaves_the_others_out(snapshot: Sn
     assert said.left_out[1:] == of_a_new_one.left_out
     gone = remembering(of_a_new_one, Endpoint(parse_address("10.244.2.4"), 8080))
     assert gone == of_a_new_one
+
+
+def test_what_a_service_asks_of_one_mode_is_told_with_the_mode(snapshot: Snapshot) -> None:
+    said = told(snapshot, "10.244.9.9", "shop/asking:80").policy
+    assert "endpoints are told the client's address by PROXY protocol v2, in mode userspace" in said
+    assert "endpoints that fail get connections like others, in mode userspace too" in said
+    without = {
+        mode
+        for mode in MODES
+        if any(one.name == "no-proxy-protocol" for one in backend(mode).compiler.differences)
+    }
+    assert without == {"nftables", "iptables", "ipvs"}
+
+
+def test_endpoints_that_get_nothing_now_leave_their_share_to_the_others(snapshot: Snapshot) -> None:
+    usual = told(snapshot, "10.244.9.9", "shop/web:80")
+    failing = Endpoint(parse_address("10.244.2.2"), 8080)
+    said = passing_over(usual, [(failing, "set aside")])
+    assert said.why == "goes to the one endpoint that is in use now"
+    assert [(one.pod, one.share) for one in said.endpoints] == [("web-1", 1.0)]
+    assert (said.left_out[0].pod, said.left_out[0].why) == ("web-3", "set aside")
+    assert said.left_out[1:] == usual.left_out
+    assert passing_over(usual, []) == usual
+    everybody = [(Endpoint(parse_address(f"10.244.{each}"), 8080), "") for each in ("1.2", "2.2")]
+    assert passing_over(usual, everybody) == usual
+    everywhere = usual.endpoints + tuple(
+        replace(one, endpoint=f"x-{one.endpoint}") for one in usual.endpoints
+    )
+    more = passing_over(replace(usual, endpoints=everywhere), [(failing, "")])
+    assert more.why == "goes to one of 3 endpoints that are in use now"
 
 
 async def test_what_cannot_be_read_is_a_sentence(

@@ -260,6 +260,18 @@ CASES = {
         'metadata.annotations["vipd/drain-seconds"]',
         "0-86400",
     ),
+    "annotation-proxy-protocol": (
+        annotated("vipd/proxy-protocol", "v1"),
+        WEB,
+        'metadata.annotations["vipd/proxy-protocol"]',
+        "'v1' is not v2",
+    ),
+    "annotation-keep-failing": (
+        annotated("vipd/keep-failing-endpoints", "yes"),
+        WEB,
+        'metadata.annotations["vipd/keep-failing-endpoints"]',
+        "'yes' is not one of true, false",
+    ),
     "slice-label": (slice_("endpoints: []", labels=""), SLICE, "metadata.labels", "service-name"),
     "slice-type": (slice_("endpoints: []", kind="IPv5"), SLICE, "addressType", "FQDN"),
     "slice-address": (

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from vipd.backends.userspace.messages import (
     Count,
     Counted,
     Listen,
-    PlaceReport,
+    ServedPlace,
     Told,
+    place_of,
 )
 from vipd.backends.userspace.objects import Forwarding, Place
 from vipd.backends.userspace.workers import Workers
@@ -27,6 +29,14 @@ from vipd.proxy.virtualserver import Endpoint
 
 PLACE = Place(Family.IPV4, Protocol.TCP, parse_address("10.96.0.1"), 80)
 SERVED = Forwarding(owner="a/b", inside=(Endpoint(parse_address("10.244.0.1"), 80),), outside=())
+
+
+def local(protocol: Protocol) -> Place:
+    """A place of this host where nobody listens now."""
+    kind = socket.SOCK_DGRAM if protocol is Protocol.UDP else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as tried:
+        tried.bind(("127.0.0.1", 0))
+        return Place(Family.IPV4, protocol, parse_address("127.0.0.1"), tried.getsockname()[1])
 
 
 @pytest_asyncio.fixture
@@ -88,13 +98,39 @@ async def test_one_that_does_not_end_is_killed(
     assert not there.is_running
 
 
+async def test_paused_workers_are_resumed_and_not_replaced(two: Workers, tmp_path: Path) -> None:
+    tcp, udp = local(Protocol.TCP), local(Protocol.UDP)
+    await two.serve({tcp: SERVED, udp: SERVED}, ())
+    before = await pids(two)
+    await two.pause()
+    reports = await two.reports()
+    assert all(one.retired for one in reports)
+    assert {place_of(one.place) for told in reports for one in told.places} == {udp}
+    other = Workers(2, tmp_path / "workers")  # as after a restart of the daemon
+    await other.complete()
+    assert await pids(other) == before
+    assert not any(one.retired for one in await other.reports())
+    await other.serve({tcp: SERVED, udp: SERVED}, ())
+    assert served(await other.reports(), 2) == {tcp: SERVED, udp: SERVED}
+    await other.quit()
+
+
+async def test_a_paused_worker_that_ended_is_started_anew(two: Workers) -> None:
+    before = await pids(two)
+    await two.pause()
+    for one in before:
+        os.kill(one, signal.SIGKILL)
+    await two.complete()
+    assert len(await pids(two) - before) == 2
+
+
 def told(number: int, *places: tuple[Place, Forwarding]) -> Told:
     reports = [
-        PlaceReport(messages.wire_place(place), messages.wire_forwarding(one), [], 0, 0)
+        ServedPlace(messages.wire_place(place), messages.wire_forwarding(one))
         for place, one in places
     ]
     around = messages.WireSurroundings((), ())
-    return Told("", 1, number, False, around, reports, {})
+    return Told("", 1, number, False, around, reports)
 
 
 def test_where_workers_differ_nothing_that_is_wanted_is_served() -> None:
@@ -117,3 +153,13 @@ def test_no_batch_has_more_listeners_than_can_be_sent() -> None:
     made = batches([one] * (2 * MOST_LISTENERS + 1))
     assert [len(part) for part in made] == [MOST_LISTENERS, MOST_LISTENERS, 1]
     assert batches([]) == []
+
+
+async def test_workers_of_another_network_namespace_are_left_alone(
+    two: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.Worker, "is_here", False)
+    other = Workers(1, tmp_path / "workers")
+    assert await other.reports() == []
+    assert len(list((tmp_path / "workers").iterdir())) == 2
+    assert len(await pids(two)) == 2

@@ -1,37 +1,59 @@
-"""The worker as a process: ``python -m vipd.backends.userspace.forwarder NUMBER CONTROL``.
+"""The worker as a process: ``python -m vipd.backends.userspace.forwarder NUMBER CONTROL FORM``.
 
-CONTROL is the descriptor of a listening Unix socket. The process gives its privileges up before it
-serves anything: listeners come from the daemon, and connecting needs none.
+CONTROL is the descriptor of a listening Unix socket, FORM that of the log: text or json. The
+process gives its privileges up before it serves anything: listeners come from the daemon, and
+connecting needs none.
 """
+
+import sys
+
+if __name__ == "__main__":
+    from vipd.backends.userspace.forwarder.lean import without_openssl
+
+    without_openssl()
 
 import asyncio
 import ctypes
+import gc
 import os
 import resource
 import signal
 import socket
-import sys
 
-import structlog
-
+from vipd.backends.userspace.forwarder import log
+from vipd.backends.userspace.forwarder.descriptors import WANTED
 from vipd.backends.userspace.forwarder.worker import run
 
 NOBODY = 65534
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP = 38, 24
 _MOST_CAPABILITIES = 64
 
-log = structlog.get_logger()
-
 
 def main() -> None:
     """Serve until the daemon says that it is over."""
-    number, descriptor = int(sys.argv[1]), int(sys.argv[2])
+    number, descriptor, form = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    log.configure(form)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon's: its end is not ours
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    descriptors = allow_descriptors()
     give_up_privileges()
+    # What was imported stays: the collector need not look at it while connections wait.
+    gc.collect()
+    gc.freeze()
     with socket.socket(fileno=descriptor) as control:
-        asyncio.run(run(number, control))
+        asyncio.run(run(number, control, descriptors))
+
+
+def allow_descriptors() -> int:
+    """Raise the limit of open files as far as it is wanted and may be, and return it.
+
+    Whoever has CAP_SYS_RESOURCE may raise the hard limit too, up to the sysctl fs.nr_open.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (WANTED, max(WANTED, hard)))
+    except (OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def give_up_privileges() -> None:

@@ -17,11 +17,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-import structlog
-
+from vipd.backends.userspace.forwarder import log
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
-
-log = structlog.get_logger()
 
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What is passing, and no fault of a client or an endpoint."""
@@ -64,6 +61,8 @@ class Accepting:
     ) -> None:
         self.taken = 0
         """Connections that were accepted and are not over."""
+        self.most = limits.most
+        """How many there may be; beyond, clients wait in the listeners' queues."""
         self._loop = loop
         self._epoll = epoll
         self._limits = limits
@@ -77,6 +76,10 @@ class Accepting:
         self._last_shortage = float("-inf")
         self.descriptor = self._listening.fileno()
         epoll.register(self.descriptor, select.EPOLLIN)
+
+    def __len__(self) -> int:
+        """Return how many listeners there are."""
+        return len(self._listeners)
 
     def add(self, listener: socket.SocketType) -> None:
         """Accept from this listener from now on. What connections inherit is set on it."""
@@ -96,7 +99,7 @@ class Accepting:
         for descriptor, _ in self._listening.poll(0, _LISTENERS):
             listener = self._listeners[descriptor]
             for _ in range(self._limits.accepts_at_once):
-                if self.taken >= self._limits.most:
+                if self.taken >= self.most:
                     self.pause("connections")
                 if self._paused or not self._accept(listener):
                     break

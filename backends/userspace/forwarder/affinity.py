@@ -39,6 +39,11 @@ class Affinity:
             return None
         return spot
 
+    def held(self, client: str, now: float) -> tuple[Spot, float] | None:
+        """Return where the client belongs, and for how many seconds yet."""
+        spot = self.of(client, now)
+        return None if spot is None else (spot, self._known[client][1] + self.seconds - now)
+
     def stays(self, client: str, spot: Spot, now: float) -> None:
         """Let the client belong there from now on."""
         self._known[client] = (spot, now)

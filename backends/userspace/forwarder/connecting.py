@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import structlog
 from msgspec import Struct
 
 from vipd.backends.userspace.forwarder.accepting import SHORTAGE
@@ -20,8 +19,6 @@ from vipd.backends.userspace.forwarder.connection import CONNECT
 from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
 from vipd.proxy.virtualserver import Endpoint
-
-log = structlog.get_logger()
 
 _BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 _MOST_NAMES: Final = 4096

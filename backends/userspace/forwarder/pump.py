@@ -16,6 +16,7 @@ Whatever the sink does not take is held: a remainder of the buffer, or the pipe 
 A stream with a slow sink begins again with (1), so that it holds little the next time.
 """
 
+import mmap
 import os
 import socket
 from typing import Final
@@ -51,7 +52,8 @@ class Pump:
         """Bytes that all streams together hold."""
         self.pipes = 0
         self._limits = limits
-        self._buffer = memoryview(bytearray(LARGE))
+        # Not a bytearray: of this, a worker without long streams has nothing in memory.
+        self._buffer = memoryview(mmap.mmap(-1, LARGE))
         self._spare: Pipe | None = None
 
     def move(self, stream: Stream) -> int:

@@ -61,6 +61,8 @@ class ServedReport(Struct, frozen=True, kw_only=True):
     place: str
     owner: str
     endpoints: tuple[EndpointReport, ...]
+    so_far: int
+    """Connections or sessions that were established, of endpoints that left too."""
     denied: int
     """Connections of sources that are not allowed. One datagram of UDP is one."""
     unserved: int
@@ -109,6 +111,7 @@ class Served:
         self._loads: dict[Spot, Load] = {}
         self._health = Health()
         self._affinity: Affinity | None = None
+        self._so_far = 0
         self._denied = 0
         self._unserved = 0
         self._sources = Sources(forwarding, surroundings, place.address)
@@ -133,6 +136,15 @@ class Served:
             return True
         self._denied += 1
         return False
+
+    @property
+    def asks_interface(self) -> bool:
+        """Whether `came_by` has to be called before `choose`."""
+        return self._sources.asks_interface
+
+    def came_by(self, client: str, interface: str) -> None:
+        """Note the interface that a client came in by."""
+        self._sources.came_by(client, interface)
 
     def choose(
         self, client: str, client_port: int, now: float, tried: Sequence[Endpoint] = ()
@@ -170,6 +182,7 @@ class Served:
         load = self._load(endpoint)
         load.connections += 1
         load.so_far += 1
+        self._so_far += 1
         if self._affinity is not None:
             self._affinity.stays(client, spot, now)
         if self._health and self.place.protocol is not Protocol.UDP:
@@ -198,6 +211,7 @@ class Served:
     def told(self) -> ServedReport:
         """Return what operators are shown."""
         kept = self._affinity
+        there = {spot_of(one) for one in (*self._inside.endpoints, *self._outside.endpoints)}
         return ServedReport(
             place=str(self.place),
             owner=self.forwarding.owner,
@@ -210,10 +224,11 @@ class Served:
                     so_far=load.so_far,
                     failures=load.failures,
                     set_aside_until=self._health.until(spot),
-                    departed=not self.has(load.endpoint),
+                    departed=spot not in there,
                 )
                 for spot, load in self._loads.items()
             ),
+            so_far=self._so_far,
             denied=self._denied,
             unserved=self._unserved,
             set_aside=self._health.set_aside,
@@ -221,6 +236,15 @@ class Served:
             clients_kept=len(kept) if kept is not None else 0,
             clients_forgotten=kept.forgotten if kept is not None else 0,
         )
+
+    def remembered(self, client: str, now: float) -> tuple[Endpoint, float] | None:
+        """Return where affinity sends a client, and for how many seconds yet."""
+        known = self._affinity.held(client, now) if self._affinity is not None else None
+        if known is None:
+            return None
+        side = self._inside if self._sources.is_inside(client) else self._outside
+        endpoint = side.find(known[0])
+        return None if endpoint is None else (endpoint, known[1])
 
     def has(self, endpoint: Endpoint) -> bool:
         """Return whether it still is an endpoint of this place, for whichever sources."""

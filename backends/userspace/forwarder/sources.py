@@ -25,9 +25,12 @@ class Sources:
         self._differs = forwarding.inside != forwarding.outside
         self._pods = surroundings.pods
         self._own = surroundings.own
+        self._pods_come_by = surroundings.interface
         self._place = own
         self._allowed: dict[str, bool] = {}
         self._inside: dict[str, bool] = {}
+        self.asks_interface = self._differs and bool(self._pods_come_by)
+        """Whether `came_by` has to be called before `is_inside`."""
 
     def allows(self, client: str) -> bool:
         """Return whether the client is in the ranges of the place, if there are any."""
@@ -43,6 +46,15 @@ class Sources:
         if not self._differs:
             return True
         return _remembered(self._inside, client, self._from_here)
+
+    def came_by(self, client: str, interface: str) -> None:
+        """Note where the client came in; an empty text is nowhere."""
+        wanted = self._pods_come_by
+        is_pod = wanted == interface
+        if wanted.endswith("*"):
+            is_pod = interface.startswith(wanted[:-1])
+        self._inside.pop(client, None)
+        _remembered(self._inside, client, lambda one: is_pod or self._from_here(one))
 
     def _in_ranges(self, address: Address) -> bool:
         return any(address in one for one in self._ranges or ())

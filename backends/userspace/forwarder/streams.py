@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from typing import Protocol as Interface
 
@@ -26,6 +26,15 @@ class Serves(Interface):
     """What the forwarder asks and tells the state of a place; `Served` is that state."""
 
     forwarding: Forwarding
+
+    @property
+    def asks_interface(self) -> bool:
+        """Whether `came_by` has to be called before `choose`."""
+        ...
+
+    def came_by(self, client: str, interface: str) -> None:
+        """Note the interface that a client came in by."""
+        ...
 
     def allows(self, client: str) -> bool:
         """Return whether the source may connect at all."""
@@ -69,17 +78,16 @@ class Pipe:
 
 
 class Frontend:
-    """What is kept of a place: its listener while it has one, and its connections."""
+    """What is kept of a place: its listener while it has one, and how many connections."""
 
-    __slots__ = ("established", "family", "listener", "place", "served", "taken")
+    __slots__ = ("family", "listener", "place", "serve", "taken")
 
-    def __init__(self, place: Place, served: Serves) -> None:
+    def __init__(self, place: Place, serve: Callable[[], Serves]) -> None:
         self.place = place
-        self.served = served
-        """For new connections."""
+        self.serve = serve
+        """Returns the state of the place, for new connections."""
         self.family = socket.AF_INET6 if place.family is Family.IPV6 else socket.AF_INET
         self.listener: socket.socket | None = None
-        self.established: set[Forwarded] = set()
         self.taken = 0
         """Accepted and not over."""
 
@@ -135,7 +143,7 @@ class Forwarded(Connection):
         reply.back = request
         request.source = reply.sink = source
         self.frontend = frontend
-        self.served = frontend.served
+        self.served = frontend.serve()
         self.client = client[0]
         self.port = client[1]
         self.endpoint: Endpoint | None = None

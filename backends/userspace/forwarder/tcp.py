@@ -8,11 +8,11 @@ accept (accepting.py), connect (connecting.py), or choose an endpoint (served.py
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
 
-import structlog
-
+from vipd.backends.userspace.forwarder import interface, log
 from vipd.backends.userspace.forwarder.accepting import Accepting
 from vipd.backends.userspace.forwarder.connecting import Connecting, Outcome
 from vipd.backends.userspace.forwarder.connection import CLOSE, RESET
@@ -23,8 +23,6 @@ from vipd.backends.userspace.forwarder.streams import Forwarded, Frontend, Serve
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
 from vipd.backends.userspace.objects import Place
 from vipd.proxy.virtualserver import Endpoint
-
-log = structlog.get_logger()
 
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 """For SO_LINGER: close() then resets the connection (socket(7))."""
@@ -39,6 +37,8 @@ class TcpForwarder:
         self._limits = limits or TcpLimits()
         self._pump = Pump(self._limits)
         self._frontends: dict[Place, Frontend] = {}
+        self._established: dict[Frontend, set[Forwarded]] = {}
+        """Of those that have any: a few of ten thousand."""
         self._by_listener: dict[int, Frontend] = {}
         self._events = Events(loop, self._pump, self._connected, self._over, self._fail)
         outcome = Outcome(
@@ -60,17 +60,18 @@ class TcpForwarder:
         self._events.accept = self._accepting.ready
         self._events.freed = self._accepting.freed
 
-    def listen(self, place: Place, listener: socket.socket, served: Serves) -> None:
+    def listen(self, place: Place, listener: socket.socket, serve: Callable[[], Serves]) -> None:
         """Forward the connections of a bound, listening, non-blocking socket, and own it.
 
-        `served` is for new connections. Raises ValueError if the place has a listener already.
+        `serve` is called for each new connection and returns the state of the place. Raises
+        ValueError if the place has a listener already.
         """
         frontend = self._frontends.get(place)
         if frontend is None:
-            frontend = self._frontends[place] = Frontend(place, served)
+            frontend = self._frontends[place] = Frontend(place, serve)
         elif frontend.listener is not None:
             raise ValueError(f"{place} has a listener already")
-        frontend.served = served
+        frontend.serve = serve
         frontend.listener = listener
         self._by_listener[listener.fileno()] = frontend
         self._accepting.add(listener)
@@ -98,7 +99,7 @@ class TcpForwarder:
             return 0
         found = [
             one
-            for one in frontend.established
+            for one in self._established.get(frontend, ())
             if one.endpoint is not None
             and one.endpoint.port == endpoint.port
             and one.endpoint.address == endpoint.address
@@ -110,9 +111,28 @@ class TcpForwarder:
         self._events.close_sockets()
         return len(found)
 
+    def allow(self, connections: int) -> None:
+        """Have no more than so many from now on, nor more than the limits say; those there stay."""
+        self._accepting.most = min(connections, self._limits.most)
+
+    def descriptors(self) -> int:
+        """Return how many are taken by listeners, connections and pipes, or soon will be."""
+        return len(self._accepting) + 2 * (self._accepting.taken + self._pump.pipes)
+
     def connections(self) -> dict[Place, int]:
-        """Return how many are established, for each place that has a listener or connections."""
-        return {place: len(one.established) for place, one in self._frontends.items()}
+        """Return how many are established, for each place that has any."""
+        return {frontend.place: len(some) for frontend, some in self._established.items()}
+
+    def of_client(self, place: Place, client: str) -> list[tuple[int, Endpoint]]:
+        """Return source port and endpoint of each connection that a client has there."""
+        frontend = self._frontends.get(place)
+        if frontend is None:
+            return []
+        return [
+            (one.port, one.endpoint)
+            for one in self._established.get(frontend, ())
+            if one.client == client and one.endpoint is not None
+        ]
 
     def close(self) -> None:
         """Reset all connections and close all listeners, at once. Nothing works after this."""
@@ -121,11 +141,10 @@ class TcpForwarder:
         for one in self._connecting.give_up():
             one.reset()
             self._refuse(one)
-        for frontend in list(self._frontends.values()):
-            for one in list(frontend.established):
-                one.reset()
-                self.counters.cut += 1
-                self._end(one, reset=True)
+        for one in [each for some in self._established.values() for each in some]:
+            one.reset()
+            self.counters.cut += 1
+            self._end(one, reset=True)
         self._events.close()
         self._accepting.close()
         self._pump.close()
@@ -140,7 +159,7 @@ class TcpForwarder:
         self.counters.failed_inside += 1
         connection = stream.connection
         connection.reset()
-        if connection in connection.frontend.established:
+        if connection in self._established.get(connection.frontend, ()):
             self._end(connection, reset=True)
         else:
             self._events.unwatch(stream.source)
@@ -155,7 +174,10 @@ class TcpForwarder:
         connection = Forwarded(frontend, sock, client, self._limits.attempts)
         frontend.taken += 1
         try:
-            if connection.served.allows(connection.client):
+            served = connection.served
+            if served.allows(connection.client):
+                if served.asks_interface:
+                    served.came_by(connection.client, interface.of_connection(sock))
                 self._connecting.connect(connection)
                 return
             self.counters.denied += 1
@@ -177,7 +199,7 @@ class TcpForwarder:
         served = connection.served
         proxied = served.forwarding.proxy_protocol
         connection.established(holds=proxied)
-        connection.frontend.established.add(connection)
+        self._established.setdefault(connection.frontend, set()).add(connection)
         connection.tried = ()
         served.began(connection.client, endpoint, self._loop.time())
         request = connection.request
@@ -221,7 +243,11 @@ class TcpForwarder:
             if stream.held or stream.pipe is not None:
                 self._pump.forget(stream)
             self._events.unwatch(stream.source)
-        connection.frontend.established.discard(connection)
+        there = self._established.get(connection.frontend)
+        if there is not None:
+            there.discard(connection)
+            if not there:
+                del self._established[connection.frontend]
         if connection.endpoint is not None:
             connection.served.ended(connection.endpoint)
         self._leave(connection)

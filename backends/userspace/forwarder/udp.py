@@ -12,11 +12,9 @@ what does not fit is dropped and counted, as UDP has it.
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-import structlog
-
-from vipd.backends.userspace.forwarder.balance import spot_of
+from vipd.backends.userspace.forwarder import interface, log
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.udp_link import NOT_ITS_FAULT, Datagram, UdpLink
 from vipd.backends.userspace.forwarder.udp_sessions import (
@@ -29,8 +27,6 @@ from vipd.backends.userspace.forwarder.udp_sessions import (
 )
 from vipd.backends.userspace.objects import Place
 from vipd.proxy.virtualserver import Endpoint
-
-log = structlog.get_logger()
 
 LARGEST = 65_536
 """Bytes. No datagram is larger than 65,507 (IPv4) or 65,527 (IPv6, without jumbograms)."""
@@ -52,7 +48,8 @@ class UdpForwarder:
     def __init__(self, limits: UdpLimits | None = None) -> None:
         self.counters = UdpCounters()
         self._places: dict[Place, Listening] = {}
-        self._sessions = Sessions(limits or UdpLimits())
+        self._limits = limits or UdpLimits()
+        self._sessions = Sessions(self._limits)
         self._buffer = bytearray(LARGEST)
         self._view = memoryview(self._buffer)
         self._expiry: asyncio.TimerHandle | None = None
@@ -62,22 +59,24 @@ class UdpForwarder:
         self._tasks: set[asyncio.Task[None]] = set()
         self._short_at: float | None = None
 
-    async def listen(self, place: Place, bound: socket.socket, served: Served) -> None:
+    async def listen(self, place: Place, bound: socket.socket, serve: Callable[[], Served]) -> None:
         """Serve the place from now on. The socket is bound to it and non-blocking; it is ours now.
 
-        A place that was stopped takes up what is left of its sessions. Raise ValueError where the
-        place is listened at.
+        `serve` is called when the state of the place is needed, and returns it. A place that was
+        stopped takes up what is left of its sessions. Raise ValueError where the place is listened
+        at.
         """
         listening = self._places.get(place)
         if listening is None:
-            listening = self._places[place] = Listening(place, bound, served)
+            listening = self._places[place] = Listening(place, bound, serve)
         elif listening.is_open:
             raise ValueError(f"{place} is listened at already")
         else:
-            self._take_over(listening, served)
+            self._take_over(listening, serve)
             listening.is_open = True
             self._replace(listening, bound)
         listening.is_read = True
+        listening.tells_interface = False
         asyncio.get_running_loop().add_reader(bound, self._readable, listening)
 
     def stop(self, place: Place) -> None:
@@ -114,20 +113,30 @@ class UdpForwarder:
         A client that goes on begins a new one, with another endpoint.
         """
         listening = self._places.get(place)
-        if listening is None:
-            return 0
-        cut = [
-            one
-            for one in listening.sessions.values()
-            if one.endpoint is not None and spot_of(one.endpoint) == spot_of(endpoint)
-        ]
+        cut = listening.sessions_with(endpoint) if listening is not None else []
         for session in cut:
             self._end(session)
         return len(cut)
 
+    def allow(self, sessions: int) -> None:
+        """Have no more than so many from now on, nor more than the limits say.
+
+        Those beyond end with the next that begins.
+        """
+        self._sessions.limits = self._limits.within(sessions)
+
+    def descriptors(self) -> int:
+        """Return how many are taken by places and sessions."""
+        return len(self._places) + len(self._sessions)
+
     def sessions(self) -> dict[Place, int]:
-        """Return the number of sessions of each place, stopped ones that go on included."""
-        return {place: len(one.sessions) for place, one in self._places.items()}
+        """Return the number of sessions of each place that has any, stopped ones included."""
+        return {one.place: len(one.sessions) for one in self._sessions.busy}
+
+    def of_client(self, place: Place, client: str) -> list[tuple[int, Endpoint]]:
+        """Return source port and endpoint of each session that a client has there."""
+        listening = self._places.get(place)
+        return listening.of_client(client) if listening is not None else []
 
     async def close(self) -> None:
         """End everything, and return when every socket is closed."""
@@ -149,13 +158,28 @@ class UdpForwarder:
             if not listening.is_read or listening.bound is None:
                 return False
             try:
-                size, client = listening.bound.recvfrom_into(self._buffer)
+                if listening.served.asks_interface:
+                    size, client = self._with_interface(listening, listening.bound)
+                else:
+                    size, client = listening.bound.recvfrom_into(self._buffer)
             except BlockingIOError:
                 return False
             except OSError:  # of something sent before: it belongs to nobody here
                 continue
             self._arrived(listening, client, self._view[:size], now)
         return True
+
+    def _with_interface(
+        self, listening: Listening, bound: socket.socket
+    ) -> tuple[int, ClientAddress]:
+        """Read a datagram, and tell the place which interface a new client came by."""
+        if not listening.tells_interface:
+            interface.ask(bound)
+            listening.tells_interface = True
+        size, beside, _, client = bound.recvmsg_into([self._buffer], interface.SPACE)
+        if client not in listening.sessions:
+            listening.served.came_by(client[0], interface.of_datagram(beside))
+        return size, client
 
     def _arrived(
         self, listening: Listening, client: ClientAddress, datagram: Datagram, now: float
@@ -348,14 +372,14 @@ class UdpForwarder:
             session.listening.served.ended(session.endpoint)
             session.endpoint = None
 
-    def _take_over(self, listening: Listening, served: Served) -> None:
+    def _take_over(self, listening: Listening, serve: Callable[[], Served]) -> None:
         """Count the sessions that are still there with what serves the place now."""
         now = asyncio.get_running_loop().time()
         for session in listening.sessions.values():
             if session.endpoint is not None:
                 listening.served.ended(session.endpoint)
-                served.began(session.host, session.endpoint, now)
-        listening.served = served
+                serve().began(session.host, session.endpoint, now)
+        listening.serve = serve
 
     def _replace(self, listening: Listening, bound: socket.socket) -> None:
         """Take another socket of the same address; what waits in the one before is not lost."""

@@ -7,9 +7,11 @@ Must not: read, send or open anything (udp.py, udp_link.py).
 
 import socket
 from collections import OrderedDict
+from collections.abc import Callable
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from vipd.backends.userspace.forwarder.balance import spot_of
 from vipd.backends.userspace.forwarder.crowd import Crowd
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.udp_link import UdpLink
@@ -33,6 +35,17 @@ class UdpLimits(Struct, frozen=True, kw_only=True):
     most_of_place: int = 6_144
     most_of_client: int = 2_048
     """Of one client address, at all places."""
+
+    def within(self, sessions: int) -> "UdpLimits":
+        """Return the limits for no more than so many sessions, with the same shares of them."""
+        if sessions >= self.most:
+            return self
+        return structs.replace(
+            self,
+            most=sessions,
+            most_of_place=max(1, self.most_of_place * sessions // self.most),
+            most_of_client=max(1, self.most_of_client * sessions // self.most),
+        )
 
 
 class UdpCounters(Struct):
@@ -69,17 +82,41 @@ class UdpCounters(Struct):
 class Listening:
     """A place, and the socket that is its address towards clients."""
 
-    def __init__(self, place: Place, bound: socket.socket, served: Served) -> None:
+    def __init__(self, place: Place, bound: socket.socket, serve: Callable[[], Served]) -> None:
         self.place = place
         self.bound: socket.socket | None = bound
         """None once it was handed over and no session needs it."""
-        self.served = served
+        self.serve = serve
+        """Returns the state of the place."""
         self.sessions: dict[ClientAddress, Session] = {}
         self.crowd: Crowd[Session] = Crowd()
         self.is_open = True
         """Whether new sessions begin."""
         self.is_read = False
         """Whether what clients send comes here; not once the socket was handed over."""
+        self.tells_interface = False
+        """Whether the socket tells where datagrams came in."""
+
+    @property
+    def served(self) -> Served:
+        """The state of the place."""
+        return self.serve()
+
+    def sessions_with(self, endpoint: Endpoint) -> "list[Session]":
+        """Return the sessions that an endpoint has."""
+        return [
+            one
+            for one in self.sessions.values()
+            if one.endpoint is not None and spot_of(one.endpoint) == spot_of(endpoint)
+        ]
+
+    def of_client(self, client: str) -> list[tuple[int, Endpoint]]:
+        """Return source port and endpoint of each session of a client."""
+        return [
+            (one.client[1], one.endpoint)
+            for one in self.sessions.values()
+            if one.host == client and one.endpoint is not None
+        ]
 
 
 class Session:
@@ -113,7 +150,10 @@ class Sessions:
     """All sessions of a worker, the idlest first."""
 
     def __init__(self, limits: UdpLimits) -> None:
-        self._limits = limits
+        self.limits = limits
+        """May be changed; sessions that are beyond them go when they are in the way."""
+        self.busy: set[Listening] = set()
+        """The places that have sessions."""
         self._by_use: OrderedDict[Session, None] = OrderedDict()
         self._crowd: Crowd[Session] = Crowd()
 
@@ -127,6 +167,7 @@ class Sessions:
         """Add a session that is used now."""
         session.used = now
         session.listening.sessions[session.client] = session
+        self.busy.add(session.listening)
         session.listening.crowd.add(session.host, session)
         self._crowd.add(session.host, session)
         self._by_use[session] = None
@@ -142,6 +183,8 @@ class Sessions:
         """Remove a session that is there."""
         del self._by_use[session]
         del session.listening.sessions[session.client]
+        if not session.listening.sessions:
+            self.busy.discard(session.listening)
         session.listening.crowd.remove(session.host, session)
         self._crowd.remove(session.host, session)
 
@@ -150,16 +193,16 @@ class Sessions:
 
         Ask again when it is gone: there are three bounds.
         """
-        if self._crowd.size_of(host) >= self._limits.most_of_client:
+        if self._crowd.size_of(host) >= self.limits.most_of_client:
             return self._crowd.idlest_of(host)
-        if len(listening.crowd) >= self._limits.most_of_place:
+        if len(listening.crowd) >= self.limits.most_of_place:
             return listening.crowd.idlest()
-        if len(self._crowd) >= self._limits.most:
+        if len(self._crowd) >= self.limits.most:
             return self._crowd.idlest()
         return None
 
     def first_due(self) -> tuple[Session, float] | None:
         """Return the session that is idle for longest, and when its time is over."""
         for session in self._by_use:
-            return session, session.used + self._limits.idle_seconds
+            return session, session.used + self.limits.idle_seconds
         return None

@@ -9,32 +9,40 @@ the next daemon on the same socket.
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
 
 import msgspec
-import structlog
 
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.channel import Channel
+from vipd.backends.userspace.forwarder import interface, log, reports
+from vipd.backends.userspace.forwarder.descriptors import may_listen, shares
+from vipd.backends.userspace.forwarder.on_demand import OnDemand
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.tcp import TcpForwarder
 from vipd.backends.userspace.forwarder.udp import UdpForwarder
+from vipd.backends.userspace.forwarder.udp_sessions import UdpLimits
 from vipd.backends.userspace.messages import (
     Answer,
     Batch,
     Change,
+    ClientReport,
     Counted,
     Cut,
     Done,
-    EndpointReport,
     HandedOver,
     Listen,
     PlaceReport,
+    Report,
+    Reported,
     Request,
     Retire,
+    ServedPlace,
     Stop,
     Told,
     WirePlace,
@@ -43,23 +51,36 @@ from vipd.backends.userspace.objects import Place, Surroundings
 from vipd.proxy.names import Protocol
 from vipd.proxy.version import VERSION
 
+PAUSE_SECONDS = 1.0
+"""After an attempt to accept the daemon that failed."""
+AT_ONCE = 20
+"""Places that are changed, about 2 ms, before connections have their turn."""
 IDLE_LOOK_SECONDS = 0.5
 """How often a retired worker looks whether it may end."""
 
-log = structlog.get_logger()
+T = TypeVar("T")
 
 
 class Worker:
-    """Serves places; `number` is its position among the workers of the daemon."""
+    """Serves places; `number` is its position among the workers of the daemon.
 
-    def __init__(self, number: int) -> None:
+    `descriptors` is how many files it may have open.
+    """
+
+    def __init__(self, number: int, descriptors: int) -> None:
         self.number = number
         self.over = asyncio.Event()
-        self._retired = False
+        self._descriptors = descriptors
+        self._serves = True
+        """Whether it takes new connections."""
+        self._ends = False
+        """Whether it is over as soon as nothing is open any more."""
+        self._started = asyncio.get_running_loop().time()
         self._surroundings = Surroundings()
-        self._served: dict[Place, Served] = {}
+        self._served: dict[Place, OnDemand] = {}
         self._tcp = TcpForwarder(asyncio.get_running_loop())
         self._udp = UdpForwarder()
+        self._share_out()
 
     async def answer_daemons(self, control: socket.socket) -> None:
         """Accept the daemon, and the next one after its restart. Never ends."""
@@ -67,7 +88,12 @@ class Worker:
         control.setblocking(False)
         async with asyncio.TaskGroup() as talks:
             while True:
-                connection, _ = await loop.sock_accept(control)
+                try:
+                    connection, _ = await loop.sock_accept(control)
+                except OSError as error:  # no descriptor: the daemon waits in the queue
+                    log.warning("the daemon is not answered", why=error.strerror)
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    continue
                 talks.create_task(self._talk(Channel(connection)))
 
     async def close(self) -> None:
@@ -99,13 +125,20 @@ class Worker:
             case Batch():
                 return await self._batch(request, given), ()
             case messages.Tell():
-                return self._told(), ()
+                return await self._told(), ()
             case messages.Count():
                 return Counted(self._open()), ()
+            case Report():
+                return self._reported(request), ()
             case messages.HandOver(places):
                 return self._hand_over(places)
             case Retire():
                 self._retire()
+            case messages.Pause():
+                self._pause()
+            case messages.Resume():
+                self._serves, self._ends = True, False
+                return await self._told(), ()
             case messages.Quit():
                 self.over.set()
         return None, ()
@@ -120,20 +153,22 @@ class Worker:
             around = messages.surroundings_of(batch.surroundings)
         if around != self._surroundings:
             self._surroundings = around
-            for served in self._served.values():
-                served.update(served.forwarding, self._surroundings)
+            async for served in _in_turns(list(self._served.values())):
+                served.change(served.told, self._surroundings)
         sockets = iter(given)
-        for one in batch.operations:
+        async for one in _in_turns(batch.operations):
             place = messages.place_of(one.place)
             match one:
                 case Listen():
+                    given_one = next(sockets)
                     try:
-                        await self._listen(place, next(sockets), one)
+                        await self._listen(place, given_one, one)
                     except OSError as error:
+                        given_one.close()
                         failed.append((one.place, os.strerror(error.errno or 0)))
                 case Change():
                     if (known := self._served.get(place)) is not None:
-                        known.update(messages.forwarding_of(one.forwarding), self._surroundings)
+                        known.change(one.forwarding, self._surroundings)
                     else:
                         failed.append((one.place, "nobody listens there"))
                 case Stop():
@@ -142,18 +177,29 @@ class Worker:
                     self._stop(place)
                 case Cut():
                     ended += self._cut(place, one)
+        self._share_out()
         return Done(batch.number, failed, ended)
 
     async def _listen(self, place: Place, listener: socket.socket, told: Listen) -> None:
-        forwarding = messages.forwarding_of(told.forwarding)
-        served = Served(place, forwarding, self._surroundings, random.random)
+        used = self._tcp.descriptors() + self._udp.descriptors()
+        if not may_listen(self._descriptors, used):
+            raise OSError(errno.EMFILE, "no descriptor is left for a listener")
+        served = OnDemand(place, told.forwarding, self._surroundings, random.random)
         if place in self._served:
             self._stop(place)
         if place.protocol is Protocol.UDP:
-            await self._udp.listen(place, listener, served)
+            if self._surroundings.interface and told.forwarding.outside is not None:
+                interface.ask(listener)  # for the first datagram; the forwarder would be late
+            await self._udp.listen(place, listener, served.serve)
         else:
-            self._tcp.listen(place, listener, served)
+            self._tcp.listen(place, listener, served.serve)
         self._served[place] = served
+
+    def _share_out(self) -> None:
+        """Leave to connections and sessions what listeners do not take."""
+        found = shares(self._descriptors, len(self._served), UdpLimits().most)
+        self._tcp.allow(found.connections)
+        self._udp.allow(found.sessions)
 
     def _stop(self, place: Place) -> None:
         if self._served.pop(place, None) is None:
@@ -165,8 +211,9 @@ class Worker:
 
     def _end_sessions(self, place: Place) -> None:
         served = self._served.get(place)
-        if served is not None:
-            for one in {*served.forwarding.inside, *served.forwarding.outside}:
+        if served is not None and served.made is not None:
+            forwarding = served.made.forwarding
+            for one in {*forwarding.inside, *forwarding.outside}:
                 self._udp.cut(place, one)
 
     def _cut(self, place: Place, told: Cut) -> int:
@@ -185,17 +232,28 @@ class Worker:
             if listener is not None:
                 told.append(wire)
                 given.append(listener)
+        self._share_out()
         return HandedOver(told), given
 
     def _retire(self) -> None:
         """End as soon as nothing is open any more."""
+        self._serves = False
         for place in list(self._served):
             self._stop(place)
-        if not self._retired:
-            self._retired = True
+        if not self._ends:
+            self._ends = True
             self._look()
 
+    def _pause(self) -> None:
+        """Accept no connection."""
+        self._serves = False
+        for place in list(self._served):
+            if place.protocol is not Protocol.UDP:
+                self._stop(place)
+
     def _look(self) -> None:
+        if not self._ends:
+            return
         if self._open():
             asyncio.get_running_loop().call_later(IDLE_LOOK_SECONDS, self._look)
         else:
@@ -207,36 +265,62 @@ class Worker:
         counts = self._tcp.connections() | self._udp.sessions()
         return [(messages.wire_place(place), count) for place, count in counts.items() if count]
 
-    def _told(self) -> Told:
-        places = [_report(place, served) for place, served in self._served.items()]
+    async def _told(self) -> Told:
+        places = [
+            ServedPlace(messages.wire_place(place), one.told)
+            async for place, one in _in_turns(list(self._served.items()))
+        ]
         around = messages.wire_surroundings(self._surroundings)
-        counters = self._tcp.counters.by_name() | self._udp.counters.by_name()
-        return Told(VERSION, os.getpid(), self.number, self._retired, around, places, counters)
+        return Told(VERSION, os.getpid(), self.number, not self._serves, around, places)
 
-
-def _report(place: Place, served: Served) -> PlaceReport:
-    told = served.told()
-    endpoints = [
-        EndpointReport(
-            one.address,
-            one.port,
-            one.weight,
-            one.connections,
-            one.so_far,
-            one.failures,
-            one.set_aside_until is not None,
+    def _reported(self, asked: Report) -> Reported:
+        now = asyncio.get_running_loop().time()
+        counts = self._tcp.connections() | self._udp.sessions()
+        places = []
+        for place in map(messages.place_of, asked.places):
+            if place in self._served or counts.get(place):
+                client = self._of_client(place, asked.client, now) if asked.client else None
+                places.append(self._of_place(place, counts.get(place, 0), client, now))
+        return Reported(
+            number=self.number,
+            pid=os.getpid(),
+            retired=not self._serves,
+            seconds=now - self._started,
+            listeners=len(self._served),
+            connections=sum(counts.values()),
+            counters=self._tcp.counters.by_name() | self._udp.counters.by_name(),
+            places=places,
         )
-        for one in told.endpoints
-    ]
-    forwarding = messages.wire_forwarding(served.forwarding)
-    return PlaceReport(
-        messages.wire_place(place), forwarding, endpoints, told.denied, told.unserved
-    )
+
+    def _of_place(
+        self, place: Place, count: int, client: ClientReport | None, now: float
+    ) -> PlaceReport:
+        known = self._served.get(place)
+        if known is not None and known.made is None:  # nobody has come
+            return PlaceReport(messages.wire_place(place), True, count, 0, 0, 0, [], client)
+        return reports.place(place, self._state(place), count, client, now)
+
+    def _of_client(self, place: Place, client: str, now: float) -> ClientReport:
+        forwarder = self._udp if place.protocol is Protocol.UDP else self._tcp
+        connections = forwarder.of_client(place, client)
+        return reports.of_client(self._state(place), connections, client, now)
+
+    def _state(self, place: Place) -> Served | None:
+        known = self._served.get(place)
+        return known.made if known is not None else None
 
 
-async def run(number: int, control: socket.socket) -> None:
-    """Be a worker until the daemon says that it is over."""
-    worker = Worker(number)
+async def _in_turns(todo: Sequence[T]) -> AsyncIterator[T]:
+    """Yield what there is to be done; connections have their turn in between."""
+    for number, one in enumerate(todo, 1):
+        yield one
+        if number % AT_ONCE == 0:
+            await asyncio.sleep(0)
+
+
+async def run(number: int, control: socket.socket, descriptors: int) -> None:
+    """Be a worker with so many descriptors until the daemon says that it is over."""
+    worker = Worker(number, descriptors)
     talking = asyncio.create_task(worker.answer_daemons(control))
     try:
         await worker.over.wait()

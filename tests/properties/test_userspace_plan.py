@@ -1,0 +1,100 @@
+"""Virtual servers whose endpoints are places of this node: plans of changes are those of a fresh
+start, and nothing is forwarded to a worker."""
+
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.properties.userspace import Userspace
+
+from vipd.backends.userspace.backend import UserspaceCompiler
+from vipd.backends.userspace.objects import Place
+from vipd.proxy.names import (
+    Family,
+    NamespacedName,
+    Protocol,
+    ServicePortName,
+    parse_address,
+    parse_network,
+)
+from vipd.proxy.virtualserver import (
+    Changes,
+    Endpoint,
+    Key,
+    Kind,
+    NodeNetwork,
+    Use,
+    VirtualServer,
+)
+
+NODE, OTHER_NODE, SERVICE, POD = map(
+    parse_address, ("192.168.0.10", "192.168.0.11", "10.96.0.1", "10.244.1.2")
+)
+PORTS = (80, 30080)
+KEYS = [
+    Key(Family.IPV4, address, protocol, port)
+    for address in (SERVICE, NODE, None)
+    for protocol in (Protocol.TCP, Protocol.UDP)
+    for port in PORTS
+]
+OWNER = NamespacedName("x", "a")
+endpoints = st.lists(
+    st.builds(Endpoint, st.sampled_from((NODE, OTHER_NODE, SERVICE, POD)), st.sampled_from(PORTS)),
+    max_size=2,
+    unique=True,
+).map(tuple)
+networks = st.builds(
+    lambda own, ranges: NodeNetwork(own_addresses=own, node_port_ranges=ranges),
+    st.sampled_from(((NODE,), (NODE, OTHER_NODE), ())),
+    st.sampled_from(((parse_network("0.0.0.0/0"),), (parse_network("192.168.0.10/32"),))),
+)
+
+
+@st.composite
+def served(draw: st.DrawFn, key: Key) -> VirtualServer:
+    """Return a virtual server that may forward to this node's own places."""
+    return VirtualServer(
+        key=key,
+        owner=ServicePortName(OWNER, "", key.protocol),
+        kind=Kind.EXTERNAL if key.address else Kind.NODE_PORT,
+        cluster=draw(endpoints),
+        local=draw(endpoints),
+        use=draw(st.sampled_from(Use)),
+    )
+
+
+@st.composite
+def all_changes(draw: st.DrawFn) -> Changes:
+    """Return some virtual servers that come, change or go, and now and then another network."""
+    keys = draw(st.lists(st.sampled_from(KEYS), max_size=3, unique=True))
+    wanted: Mapping[Key, VirtualServer | None] = {
+        key: draw(st.none() | served(key)) for key in keys
+    }
+    return Changes(wanted, draw(st.none() | networks))
+
+
+@given(st.lists(all_changes(), max_size=6), networks)
+def test_changes_add_up_and_no_worker_is_an_endpoint(
+    batches: list[Changes], network: NodeNetwork
+) -> None:
+    compiler = UserspaceCompiler()
+    node, table = Userspace(), dict[Key, VirtualServer]()
+    made, program = compiler.plan(None, compiler.compile((), network))
+    node.run(made)
+    for batch in batches:
+        network = batch.network or network
+        table |= {key: one for key, one in batch.virtual_servers.items() if one is not None}
+        table = {k: one for k, one in table.items() if batch.virtual_servers.get(k, one) is one}
+        made, program = compiler.plan_changes(program, batch)
+        node.run(made)
+        fresh, wanted = compiler.plan(None, compiler.compile(table.values(), network))
+        again = Userspace()
+        again.run(fresh)
+        assert node.state() == again.state()
+        assert program == wanted
+        for place, how in node.places.items():
+            for one in (*how.inside, *how.outside):
+                there = Place(place.family, place.protocol, one.address, one.port)
+                assert there not in node.places
+        said = {one.key for one in fresh.units if one.conflict}
+        assert {one.key for one in made.units if one.conflict} <= said
