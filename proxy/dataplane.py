@@ -5,10 +5,11 @@ read sources (sync.py), or know which backend it is, or whether another is at wo
 
 What changes while a commit runs goes into the next one; there is no other delay.
 Retry classes (errors.Retry): busy → the same changes again after a pause; unknown or out of step →
-observe, then plan everything; rejected → reported, and left until it changes.
+observe, then plan everything; rejected → reported, and tried again seldom, or when it changes.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -23,6 +24,8 @@ from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, Table, VirtualSe
 
 SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 30.0, 300.0
+"""Before what was rejected is tried again; the pause doubles."""
 
 log = structlog.get_logger()
 
@@ -69,6 +72,7 @@ class Dataplane:
         """Set while the last commit was refused as a whole, and nothing changes that."""
         self._ending = False
         self._pause = SHORTEST_PAUSE_SECONDS
+        self._retry_pause = FIRST_RETRY_SECONDS
         self._ghosts: set[Key] = set()
         self._observation: asyncio.Task[Any] | None = None
 
@@ -147,8 +151,21 @@ class Dataplane:
         if next_try is not None:
             await asyncio.sleep(max(0.0, next_try - time.monotonic()))
         else:
-            await self._arrived.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._retry_pause if self.rejected else None):
+                    await self._arrived.wait()
+            if not self._arrived.is_set():
+                self._retry_rejected()
         self._arrived.clear()
+
+    def _retry_rejected(self) -> None:
+        """Try again what was rejected: what stood in its way may be gone, such as a program."""
+        if self._table is None:
+            return
+        claims = self._table.claims
+        again = {key: claims[key][0] if claims.get(key) else None for key in self.rejected}
+        self._retry_pause = min(2 * self._retry_pause, LONGEST_RETRY_SECONDS)
+        self.show(self._table, Changes(again, None))
 
     def _to_do(self) -> bool:
         changed = bool(self._pending) or self._pending_network is not None
@@ -243,6 +260,9 @@ class Dataplane:
             if key not in rejected and self.rejected.pop(key, None) is not None:
                 log.info("accepted", mode=self.mode, virtual_server=str(key))
         for key, error in rejected.items():
+            if str(self.rejected.get(key)) == str(error):
+                continue  # tried again, in vain
+            self._retry_pause = FIRST_RETRY_SECONDS
             log.error("rejected", mode=self.mode, virtual_server=str(key), why=str(error))
         self.rejected |= rejected
         if full:

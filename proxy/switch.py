@@ -196,20 +196,17 @@ def _asked(state: State, event: Asked) -> tuple[State, tuple[Action, ...]]:
         return state, (Say(f"a switch to {state.target} is under way ({state.step})"),)
     if event.mode == state.serving:
         return structs.replace(state, then=None), (Say(),)
-    target, then = event.mode, None
-    if clashes(state, event.mode):
-        if state.serving not in ON_THE_ADDRESS:
-            return structs.replace(state, then=event), (Say(),)
-        target, then = BETWEEN[0], event
+    if clashes(state, event.mode) and state.serving not in ON_THE_ADDRESS:
+        return structs.replace(state, then=event), (Say(),)
     after = structs.replace(
         state,
-        target=target,
-        then=then,
+        target=event.mode,
+        then=None,
         step=Step.PROBE,
         drain_seconds=event.drain_seconds,
         force=event.force,
     )
-    return after, (Probe(target),)
+    return after, (Probe(event.mode),)
 
 
 def clashes(state: State, mode: str) -> bool:
@@ -236,6 +233,9 @@ def _probed(state: State, target: str, event: Probed) -> tuple[State, tuple[Acti
         refusal = _listed(f"mode {target} cannot serve", event.unserved) + " (--force to go on)"
     if refusal:
         return _at_rest(state), (Say(refusal),)
+    if clashes(state, target):
+        then = Asked(target, state.drain_seconds, state.force)
+        return structs.replace(state, target=BETWEEN[0], then=then), (Probe(BETWEEN[0]),)
     resumed = next((one for one in state.drains if one.mode == target), None)
     after = structs.replace(
         state, step=Step.OVERLAP, resumed=resumed, drains=_without(state.drains, target)

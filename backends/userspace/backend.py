@@ -35,6 +35,11 @@ DIFFERENCES = (
         "on external and load-balancer addresses, too",
     ),
     Difference(
+        "ports-of-the-node",
+        "a port that a program of the node has on all addresses cannot be a service's, and such a "
+        "program cannot be started while a service has its port",
+    ),
+    Difference(
         "no-link-local-node-ports",
         "node ports are not answered on link-local addresses of IPv6",
     ),

@@ -32,7 +32,8 @@ class Channel:
         connection.setblocking(False)
         self._socket = connection
         self._received = bytearray()
-        self._descriptors: deque[int] = deque()
+        self._descriptors: deque[int | None] = deque()
+        """As they came; None: what else came with that message is lost."""
 
     async def send(self, message: bytes, descriptors: Sequence[int] = ()) -> None:
         """Send a message; the descriptors stay the caller's. Raise OSError where nobody reads."""
@@ -49,7 +50,11 @@ class Channel:
             whole, descriptors = whole[sent:], ()
 
     async def receive(self) -> tuple[bytes, list[int]]:
-        """Return a message and its descriptors, the caller's from now on; EOFError at the end."""
+        """Return a message and its descriptors, the caller's from now on; EOFError at the end.
+
+        There are fewer descriptors than were sent where this process may open no more files: the
+        kernel installs them in order, and drops the others for good.
+        """
         await self._fill(_HEAD.size)
         length, count = _HEAD.unpack_from(self._received)
         if length > LARGEST:
@@ -57,25 +62,38 @@ class Channel:
         await self._fill(_HEAD.size + length)
         message = bytes(self._received[_HEAD.size : _HEAD.size + length])
         del self._received[: _HEAD.size + length]
-        if len(self._descriptors) < count:
-            raise EOFError("descriptors were lost")  # at the limit of open files
-        return message, [self._descriptors.popleft() for _ in range(count)]
+        return message, self._take(count)
 
     def close(self) -> None:
         """Close it, with the descriptors that nobody has taken."""
         with contextlib.suppress(OSError):
             self._socket.close()
         while self._descriptors:
-            os.close(self._descriptors.popleft())
+            if (one := self._descriptors.popleft()) is not None:
+                os.close(one)
+
+    def _take(self, count: int) -> list[int]:
+        """Return the descriptors of a message that was sent with so many."""
+        taken: list[int] = []
+        while len(taken) < count:
+            if not self._descriptors:
+                raise EOFError("a message without its descriptors")
+            one = self._descriptors.popleft()
+            if one is None:
+                break
+            taken.append(one)
+        return taken
 
     async def _fill(self, size: int) -> None:
         while len(self._received) < size:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_AT_ONCE)
+                data, descriptors, flags, _ = socket.recv_fds(self._socket, _CHUNK, _MOST_AT_ONCE)
             except BlockingIOError:
                 await _ready(self._socket, writing=False)
                 continue
             self._descriptors.extend(descriptors)
+            if flags & socket.MSG_CTRUNC:
+                self._descriptors.append(None)
             if not data:
                 raise EOFError("the other side has ended")
             self._received += data

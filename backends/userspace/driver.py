@@ -286,7 +286,8 @@ class UserspaceDriver:
             if _address(one) not in busy
         ]
         await self._route([one for one in due if isinstance(one.thing, Route)])
-        await self._elements((), due)
+        # Added first: whoever took one away meanwhile must not keep the others from going.
+        await self._elements((), [*(one._replace(verb="add") for one in due), *due])
         for one in due:
             self._waiting.pop(one.thing, None)
 

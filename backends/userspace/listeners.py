@@ -10,6 +10,7 @@ ports of the node's own programs, and one for everything needs packets to be ste
 import contextlib
 import os
 import socket
+from collections.abc import Collection
 from pathlib import Path
 
 from vipd.backends.netlink import ADDRESS_FAMILY
@@ -56,26 +57,36 @@ def listener(place: Place) -> socket.socket:
 _IP_FREEBIND = 15
 
 
-def holder(place: Place) -> str:
-    """Return which process has a place, as ``name (pid N)``, or an empty text where none is found.
+def holders(places: Collection[Place]) -> dict[Place, str]:
+    """Return which process has each place, as ``name (pid N)``, where one is found.
 
     Source: proc(5), net/tcp and net/udp: addresses are words in the host's byte order.
     """
-    suffix = "6" if place.family is Family.IPV6 else ""
-    listing = Path(f"/proc/thread-self/net/{place.protocol.lower()}{suffix}")
-    inodes = set()
-    for line in listing.read_text().splitlines()[1:]:
-        fields = line.split()
-        address, _, port = fields[1].rpartition(":")
-        if int(port, 16) == place.port and _is(address, place) and fields[2].endswith(":0000"):
-            inodes.add(f"socket:[{fields[9]}]")
-    for process in Path("/proc").glob("[0-9]*"):
+    by_inode: dict[str, list[Place]] = {}
+    for suffix in {_listing(one) for one in places}:
+        asked = [one for one in places if _listing(one) == suffix]
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/thread-self/net/{suffix}").read_text().splitlines()[1:]:
+                fields = line.split()
+                address, _, port = fields[1].rpartition(":")
+                if not fields[2].endswith(":0000"):
+                    continue
+                for place in asked:
+                    if int(port, 16) == place.port and _is(address, place):
+                        by_inode.setdefault(f"socket:[{fields[9]}]", []).append(place)
+    found: dict[Place, str] = {}
+    for process in Path("/proc").glob("[0-9]*") if by_inode else ():
         with contextlib.suppress(OSError):
             for one in (process / "fd").iterdir():
-                if os.readlink(one) in inodes:
+                for place in by_inode.get(os.readlink(one), ()):
                     name = (process / "comm").read_text().strip()
-                    return f"{name} (pid {process.name})"
-    return ""
+                    found.setdefault(place, f"{name} (pid {process.name})")
+    return found
+
+
+def _listing(place: Place) -> str:
+    """Return the file of /proc/net that tells of sockets like those of a place."""
+    return place.protocol.lower() + ("6" if place.family is Family.IPV6 else "")
 
 
 def _is(text: str, place: Place) -> bool:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from vipd.backends.userspace import messages
@@ -33,10 +34,14 @@ from vipd.backends.userspace.objects import Place
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 
 PROGRAM = "vipd.backends.userspace.forwarder"
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 10.0
 """How long one answer may take: 200 listeners are a matter of milliseconds."""
+FIND_SECONDS = 5.0
+"""How long one that was there before the daemon may take for its first answer."""
 PLACES_AT_ONCE = 250
 """In one report: meanwhile, about 10 ms with five endpoints each, the worker forwards nothing."""
+
+log = structlog.get_logger()
 
 
 class Worker:
@@ -56,11 +61,11 @@ class Worker:
 
     @classmethod
     async def start(cls, number: int, folder: Path) -> "Worker":
-        """Start a worker process and return it once it answers."""
+        """Start a worker process and return it once it answers. Raise Busy."""
         path = folder / f"{number}-{secrets.token_hex(4)}.sock"
-        with _control(path) as control:
-            command = [sys.executable, "-P", "-m", PROGRAM]
-            try:
+        try:
+            with _control(path) as control:
+                command = [sys.executable, "-P", "-m", PROGRAM]
                 process = await asyncio.to_thread(
                     subprocess.Popen,
                     [*command, str(number), str(control.fileno()), _log_form()],
@@ -68,11 +73,12 @@ class Worker:
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                raise Busy(f"no worker can be started: {error.strerror}") from error
+            path = path.rename(folder / f"{number}-{process.pid}.sock")
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise Busy(f"no worker can be started: {error.strerror}") from error
         try:
-            made = await cls.find(path)
+            made = await cls.find(path, PATIENCE_SECONDS)
         except DataplaneError:
             process.kill()
             await asyncio.to_thread(process.wait)
@@ -82,22 +88,25 @@ class Worker:
         return made
 
     @classmethod
-    async def find(cls, path: Path) -> "Worker":
-        """Return the worker behind a control socket; Busy where none answers."""
+    async def find(cls, path: Path, seconds: float = FIND_SECONDS) -> "Worker":
+        """Return the worker behind a control socket; Busy where none answers within the time."""
         loop = asyncio.get_running_loop()
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        channel = Channel(connection)
+        channel = None
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            channel = Channel(connection)
+            async with asyncio.timeout(seconds):
                 await loop.sock_connect(connection, str(path))
                 await channel.send(messages.encode(Tell()))
                 told = messages.answer_of((await channel.receive())[0])
-            if not isinstance(told, Told):
-                raise UnknownResult(f"worker at {path}: unexpected answer")
-            return cls(path, channel, told)
-        except (OSError, EOFError, TimeoutError) as error:
+            if isinstance(told, Told):
+                return cls(path, channel, told)
+            why = "unexpected answer"
+        except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
+            why = repr(error)
+        if channel is not None:
             channel.close()
-            raise Busy(f"the worker at {path} does not answer: {error!r}") from error
+        raise Busy(f"the worker at {path} does not answer: {why}")
 
     @property
     def is_here(self) -> bool:
@@ -128,11 +137,14 @@ class Worker:
         """Send a request with sockets beside it, and return its answer, with those that came back.
 
         What is given is closed here once it is sent. Raise Busy where the worker ends meanwhile.
-        One that does not answer is killed: nothing else would bring it back.
+        One that does not answer, or cannot be understood, is killed: nothing else would bring it
+        back.
         """
         # Whoever asks may be cancelled: then the answer is still read, or the next one would be
         # taken for it.
-        return await asyncio.shield(asyncio.ensure_future(self._exchange(request, given)))
+        exchange = asyncio.ensure_future(self._exchange(request, given))
+        exchange.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(exchange)
 
     async def _exchange(
         self, request: Request, given: Sequence[socket.socket]
@@ -142,15 +154,21 @@ class Worker:
                 numbers = [one.fileno() for one in given]
                 await self._channel.send(messages.encode(request), numbers)
                 data, descriptors = await self._channel.receive()
-        except TimeoutError as error:
+            beside = [socket.socket(fileno=one) for one in descriptors]
+            return messages.answer_of(data), beside
+        except (TimeoutError, msgspec.DecodeError) as error:
+            log.warning("a worker does not answer; it is killed", number=self.number, pid=self.pid)
             self.kill()
             raise UnknownResult(f"worker {self.number} (pid {self.pid}) is deaf") from error
         except (OSError, EOFError) as error:
+            self.kill()
             raise Busy(f"worker {self.number} (pid {self.pid}) has ended") from error
         finally:
             for one in given:
                 one.close()
-        return messages.answer_of(data), [socket.socket(fileno=one) for one in descriptors]
+            # Not before: the loop would go on waiting for a number that another file has by then.
+            if self._watched < 0:
+                self._channel.close()
 
     async def tell(self, request: Request) -> None:
         """Send a request that is not answered."""
@@ -182,13 +200,32 @@ class Worker:
 
     def kill(self) -> None:
         """End the process as it is; `watch` tells when it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._watched, signal.SIGKILL)
+        if self._watched >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._watched, signal.SIGKILL)
 
     def forget(self) -> None:
         """Let go of it: it goes on."""
-        self._channel.close()
         os.close(self._watched)
+        self._watched = -1
+        if not self._turn.locked():
+            self._channel.close()
+
+
+def end_silent(path: Path) -> None:
+    """Kill the worker whose control socket this is, if it lives; remove the socket.
+
+    One that does not answer would go on taking its share of what comes to its places.
+    """
+    pid = path.stem.partition("-")[2]
+    with contextlib.suppress(OSError, ValueError):
+        watched = os.pidfd_open(int(pid))
+        try:
+            if PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                signal.pidfd_send_signal(watched, signal.SIGKILL)
+        finally:
+            os.close(watched)
+    path.unlink(missing_ok=True)
 
 
 def _log_form() -> str:
@@ -201,6 +238,10 @@ def _control(path: Path) -> socket.socket:
     """Return a socket that listens at a path, in a folder that only root may enter."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = socket.socket(socket.AF_UNIX)
-    made.bind(str(path))
-    made.listen(4)
+    try:
+        made.bind(str(path))
+        made.listen(4)
+    except OSError:
+        made.close()
+        raise
     return made

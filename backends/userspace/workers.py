@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
@@ -23,7 +23,7 @@ import structlog
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.assignment import Operation, batches, changes, stops
-from vipd.backends.userspace.listeners import holder, listener
+from vipd.backends.userspace.listeners import holders, listener
 from vipd.backends.userspace.messages import (
     MOST_LISTENERS,
     Batch,
@@ -43,7 +43,7 @@ from vipd.backends.userspace.messages import (
 )
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
 from vipd.backends.userspace.usage import places, usage
-from vipd.backends.userspace.worker import Worker
+from vipd.backends.userspace.worker import Worker, end_silent
 from vipd.proxy.errors import Busy, DataplaneError, Rejected
 from vipd.proxy.version import VERSION
 from vipd.proxy.virtualserver import Endpoint, VirtualServer
@@ -54,6 +54,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 QUIT_SECONDS = 10.0
 """How long workers have to end when they are told to, before they are killed."""
 
+LOOK_SECONDS = 5.0
+"""Between two looks at whether workers still answer."""
 AT_ONCE = 2
 """Workers that are given listeners side by side: each takes MOST_LISTENERS descriptors here, and
 the soft limit of a process is often 1,024."""
@@ -73,7 +75,9 @@ class Workers:
         self._surroundings = Surroundings()
         self._batches = 0
         self._found = False
-        self._closing = False
+        self._watching: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+        """Set while no worker is to be started, nor told what is wanted."""
         self._order = asyncio.Lock()
         """Held while workers are told: the last that they are told is the last that was wanted."""
         self._making = asyncio.Semaphore(AT_ONCE)
@@ -98,8 +102,9 @@ class Workers:
         for path in sorted(self._folder.glob("*.sock")):
             try:
                 worker = await Worker.find(path)
-            except Busy:
-                path.unlink(missing_ok=True)
+            except Busy as error:
+                log.warning("a worker is not taken over", why=str(error))
+                end_silent(path)
                 continue
             if not worker.is_here:
                 worker.forget()
@@ -121,6 +126,7 @@ class Workers:
     async def complete(self) -> None:
         """Start the workers that are missing, and replace those of another version or number."""
         await self.find()
+        self._over.clear()
         for number, worker in list(self._active.items()):
             if number >= self.count:
                 del self._active[number]
@@ -134,12 +140,10 @@ class Workers:
             for error in await asyncio.gather(*starts, return_exceptions=True):
                 if error is not None:
                     raise error  # the next attempt finds those that did start
-            await self._tell_everything()
-
-    async def _tell_everything(self) -> None:
-        """Let every worker serve what is wanted now."""
-        async with self._order:  # what is wanted may change until it is our turn
-            await self._serve(dict(self._wanted), ())
+            for number in missing:
+                await self._catch_up(number)
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     @property
     def is_running(self) -> bool:
@@ -185,7 +189,11 @@ class Workers:
     async def surround(self, surroundings: Surroundings) -> None:
         """Tell the workers what they have to know of the node."""
         self._surroundings = surroundings
-        await asyncio.gather(*(one.ask(self._batch([])) for one in self._active.values()))
+        asked = (one.ask(self._batch([])) for one in self._active.values())
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            # One that ended is told as it comes back.
+            if isinstance(error, BaseException) and not isinstance(error, DataplaneError):
+                raise error
 
     async def cut(self, departed: Iterable[tuple[Place, Endpoint]]) -> int:
         """End what is open to endpoints; return how many connections and sessions."""
@@ -194,9 +202,10 @@ class Workers:
         ]
         ended = 0
         for worker in self._all():
-            for part in batches(todo):
-                answer, _ = await worker.ask(self._batch(part))
-                ended += answer.cut if isinstance(answer, Done) else 0
+            with contextlib.suppress(DataplaneError):  # it ended, and what was open with it
+                for part in batches(todo):
+                    answer, _ = await worker.ask(self._batch(part))
+                    ended += answer.cut if isinstance(answer, Done) else 0
         return ended
 
     async def open(self) -> Counter[Place]:
@@ -233,6 +242,7 @@ class Workers:
         """Let all workers accept nothing, and keep what is open until they are needed again."""
         await self.find()
         self._wanted.clear()
+        await self._end_restarts()
         for worker in list(self._active.values()):
             worker.retired = True
             self._retired.append(worker)
@@ -242,8 +252,8 @@ class Workers:
     async def quit(self) -> int:
         """End all workers with everything that is open; return how many there were."""
         await self.find()
-        self._closing = True
         self._wanted.clear()
+        await self._end_restarts()
         there = list(self._all())
         for worker in there:
             await worker.tell(Quit())
@@ -257,7 +267,6 @@ class Workers:
                 worker.kill()
             while self.is_running:
                 await self._nobody.wait()
-        self._closing = False
         return len(there)
 
     # One worker
@@ -292,19 +301,31 @@ class Workers:
         number = old.number
         log.info("worker is replaced", number=number, version=old.version, by=VERSION)
         await self._start(number)
-        new = self._active[number]
-        places = [messages.wire_place(one) for one in old.places]
+        old.retired = True
+        self._retired.append(old)
+        try:
+            await self._hand_over(old, self._active[number])
+        except DataplaneError as error:
+            log.warning("listeners are not handed over", number=number, why=str(error))
+        finally:
+            await old.tell(Retire())
+        await self._catch_up(number)
+
+    async def _hand_over(self, old: Worker, new: Worker) -> None:
+        places = [messages.wire_place(one) for one in old.places if one in self._wanted]
         for first in range(0, len(places), MOST_LISTENERS):
             answer, given = await old.ask(HandOver(places[first : first + MOST_LISTENERS]))
             if not isinstance(answer, HandedOver):
                 continue
-            todo: list[Operation] = []
-            for wire in answer.places:
-                place = messages.place_of(wire)
-                todo.append(Listen(wire, messages.wire_forwarding(self._wanted[place])))
-                new.places.add(place)
-            await new.ask(self._batch(todo), given)
-        await self._retire(old)
+            # Where descriptors were lost on the way, `_catch_up` makes new ones.
+            wires = answer.places[: len(given)]
+            todo: list[Operation] = [
+                Listen(one, messages.wire_forwarding(self._wanted[messages.place_of(one)]))
+                for one in wires
+            ]
+            done, _ = await new.ask(self._batch(todo), given)
+            failed = {place for place, _ in done.failed} if isinstance(done, Done) else set()
+            new.places |= {messages.place_of(one) for one in wires if one not in failed}
 
     def _lost(self, worker: Worker) -> None:
         """Note that a process is gone; start it again where it should be there."""
@@ -315,22 +336,49 @@ class Workers:
             del self._active[worker.number]
         if not self.is_running:
             self._nobody.set()
-        if self._closing or not was_active:
+        if self._over.is_set() or not was_active:
             return
         self._ended[worker.number] += 1
         log.error("a worker has ended; it is started again", number=worker.number, pid=worker.pid)
         self._returning.add(worker.number)
-        task = asyncio.get_running_loop().create_task(self._restart(worker.number))
+        self._spawn(self._restart(worker.number))
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
+
+    async def _end_restarts(self) -> None:
+        """Let no worker come back, and wait for those that just do."""
+        self._over.set()
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        while self._restarts:
+            await asyncio.wait(self._restarts)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not for longer than workers are to come back."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+
+    async def _watch(self) -> None:
+        """Ask the workers for something every now and then: one that does not answer is killed."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            asked = (one.ask(Count()) for one in list(self._active.values()))
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def _restart(self, number: int) -> None:
         lived = time.monotonic() - self._started.get(number, 0.0)
         pause = 0.0 if lived > LIVES_SECONDS else self._pauses.get(number, FIRST_PAUSE_SECONDS)
         self._pauses[number] = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
         try:
-            while not self._closing:
-                await asyncio.sleep(pause)
+            while True:
+                await self._pause(pause)
+                if self._over.is_set():
+                    return
                 try:
                     await self._start(number)
                     break
@@ -339,7 +387,41 @@ class Workers:
                     log.warning("worker is not there yet", number=number, why=str(error))
         finally:
             self._returning.discard(number)
-        await self._tell_everything()
+        await self._catch_up(number)
+
+    async def _catch_up(self, number: int) -> None:
+        """Let a worker serve all that is wanted now; what it cannot have yet is tried again.
+
+        The others serve it meanwhile.
+        """
+        worker = self._active.get(number)
+        if worker is not None and (failed := await self._tell_all(worker, self._wanted)):
+            log.error(
+                "a worker cannot listen everywhere; it is tried again",
+                number=number,
+                places=len(failed),
+                why=str(next(iter(failed.values()))),
+            )
+            self._spawn(self._try_again(worker))
+
+    async def _try_again(self, worker: Worker) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        failed = True
+        while failed:
+            await self._pause(pause)
+            if self._over.is_set() or self._active.get(worker.number) is not worker:
+                return
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            missing = self._wanted.keys() - worker.places
+            failed = bool(await self._tell_all(worker, missing))
+
+    async def _tell_all(
+        self, worker: Worker, places: Collection[Place]
+    ) -> dict[Place, DataplaneError]:
+        async with self._order:  # what is wanted may change until it is our turn
+            wanted = {one: self._wanted[one] for one in places if one in self._wanted}
+            todo = list(changes(worker.number, self.count, worker.places, wanted))
+            return await self._do(worker, todo)
 
     # What one worker is told
 
@@ -382,7 +464,7 @@ def _listen(
 ) -> tuple[list[socket.socket], dict[Place, DataplaneError]]:
     """Return a listener for each operation that needs one, and the places that have none."""
     made: list[socket.socket] = []
-    refused: dict[Place, DataplaneError] = {}
+    errors: dict[Place, str] = {}
     for one in operations:
         if not isinstance(one, Listen):
             continue
@@ -390,7 +472,10 @@ def _listen(
         try:
             made.append(listener(place))
         except OSError as error:
-            why = os.strerror(error.errno or 0)
-            who = holder(place)
-            refused[place] = Rejected(f"listen {place}", f"{why}: {who}" if who else why)
+            errors[place] = os.strerror(error.errno or 0)
+    who = holders(errors) if errors else {}
+    refused: dict[Place, DataplaneError] = {
+        place: Rejected(f"listen {place}", f"{why}: {who[place]}" if place in who else why)
+        for place, why in errors.items()
+    }
     return made, refused

@@ -62,8 +62,8 @@ class Commands(click.Group):
 def cli() -> None:
     """A service load balancer for every node of a cluster.
 
-    It makes service addresses work through nftables, iptables or IPVS, and switches between them
-    live. Start with `vipd lab demo` as root.
+    It makes service addresses work through nftables, iptables, IPVS or worker processes, and
+    switches between them live. Start with `vipd lab demo` as root.
     """
 
 

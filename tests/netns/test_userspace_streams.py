@@ -196,19 +196,13 @@ def standing_still(cluster: Cluster) -> Iterator[None]:
             os.kill(one, signal.SIGCONT)
 
 
-_MET_BY_A_WRITE = pytest.mark.xfail(
-    strict=True,
-    reason="a write met the reset, so a read finds an end, which is passed on (Events._drain)",
-)
-
-
 @pytest.mark.parametrize("who", ["client", "endpoint"])
 @pytest.mark.parametrize(
     ("last", "unheard"),
     [
         pytest.param(0, 0, id="silently"),
         pytest.param(100, 0, id="with-last-words"),
-        pytest.param(0, 100, id="spoken-to", marks=_MET_BY_A_WRITE),
+        pytest.param(0, 100, id="spoken-to"),
         pytest.param(100, 100, id="spoken-to-with-last-words"),
     ],
 )

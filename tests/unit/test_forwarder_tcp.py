@@ -1,6 +1,7 @@
 """The TCP forwarder, with real sockets on loopback."""
 
 import asyncio
+import errno
 import os
 import random
 import resource
@@ -9,11 +10,12 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from hashlib import sha256
+from typing import Any
 
 import pytest
 from msgspec import structs
 
-from vipd.backends.userspace.forwarder import log, pump
+from vipd.backends.userspace.forwarder import accepting, connecting, log, pump
 from vipd.backends.userspace.forwarder.proxy_protocol import header
 from vipd.backends.userspace.forwarder.streams import PIPE, Forwarded, Frontend, Stream
 from vipd.backends.userspace.forwarder.tcp import TcpForwarder
@@ -738,5 +740,185 @@ def test_listeners_that_are_busy_do_not_starve_others() -> None:
             await there.until(lambda: there.counters["tcp_accepted"] == len(busy) + 1)
             places = [one.place for one in started]
             assert place in places[:3]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("who", ["client", "endpoint"])
+@pytest.mark.parametrize("last", [b"", b"last words"], ids=["silently", "with-last-words"])
+@pytest.mark.parametrize("ends", [False, True], ids=["resets", "ends-and-resets"])
+def test_a_reset_that_a_write_meets_first_is_no_end(who: str, last: bytes, ends: bool) -> None:
+    async def run() -> None:
+        async with world() as there:
+            client, endpoint = await there.pair()
+            await there.until(lambda: there.choice.open == 1)
+            breaking, other = (client, endpoint) if who == "client" else (endpoint, client)
+            other.sock.send(b"unheard")  # its event comes first, and nobody has seen it yet
+            breaking.sock.send(last)
+            if ends:
+                breaking.finish()
+            breaking.reset()
+            assert await other.receive(len(last)) == last
+            if ends:
+                assert await other.receive(1) == b"", "as with a direct connection"
+            else:
+                assert await other.is_reset()
+            await there.all_over()
+            assert there.counters["tcp_reset"] == 1
+            assert all(one is None for one in there.forwarder._events._streams)
+
+    asyncio.run(run())
+
+
+class Unconnected(socket.SocketType):
+    """Sockets that this node's kernel does not connect to the first endpoint, and why."""
+
+    problem = 0
+    port = 0
+
+    def connect_ex(self, address: Any, /) -> int:
+        return self.problem if address[1] == self.port else super().connect_ex(address)
+
+
+@pytest.mark.parametrize(
+    ("problem", "counter"),
+    [
+        (errno.EADDRNOTAVAIL, "tcp_no_local_port"),
+        (errno.ENOBUFS, "tcp_not_connected"),
+        (errno.EPERM, "tcp_not_connected"),
+    ],
+)
+def test_what_is_no_fault_of_the_endpoint_is_not_held_against_it(
+    problem: int, counter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with world(endpoints=2) as there:
+            monkeypatch.setattr(Unconnected, "problem", problem)
+            monkeypatch.setattr(Unconnected, "port", there.choice.endpoints[0].port)
+            monkeypatch.setattr(socket, "SocketType", Unconnected)
+            client = there.connect()
+            await client.send(b"x")
+            assert await (await there.accept(1)).receive(1) == b"x"
+            del there.choice.endpoints[1]
+            assert await there.connect().is_reset()
+            assert there.choice.failures == []
+            assert there.counters[counter] == 2
+            assert there.counters["tcp_connect_failed"] == 0
+            assert there.counters["tcp_refused"] == 1
+
+    asyncio.run(run())
+
+
+def test_who_is_being_connected_counts_as_a_connection() -> None:
+    async def run() -> None:
+        async with world() as there:
+            full(there, 0)
+            there.connect()
+            await there.until(lambda: there.counters["tcp_accepted"] == 1)
+            assert there.forwarder.connections() == {there.place: 1}
+
+    asyncio.run(run())
+
+
+def connection_of(there: World, sock: socket.socket, endpoint: Endpoint) -> Forwarded:
+    frontend = Frontend(there.place, lambda: there.choice)
+    made = Forwarded(frontend, sock, ("127.0.0.1", 1), 1)
+    made.endpoint, made.reply.source = endpoint, sock
+    return made
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_a_socket_that_met_itself_is_no_connection_whatever_its_port(family: Family) -> None:
+    async def run() -> None:
+        async with world(family=family) as there:
+            sock = socket.socket(socket.AF_INET6 if family == Family.IPV6 else socket.AF_INET)
+            there.sockets.append(sock)
+            lots = random.Random(3)
+            while not sock.getsockname()[1]:
+                with suppress(OSError):
+                    sock.bind((HOSTS[family], lots.randrange(20_000, 30_000)))
+            sock.connect(sock.getsockname())
+            itself = there.endpoint(sock)
+            assert connecting._is_to_itself(connection_of(there, sock, itself))
+            other = Endpoint(parse_address("192.0.2.1"), itself.port)
+            assert not connecting._is_to_itself(connection_of(there, sock, other))
+
+    asyncio.run(run())
+
+
+def test_a_socket_that_was_reset_already_has_not_met_itself() -> None:
+    async def run() -> None:
+        async with world() as there:
+            sock = socket.create_connection(there.servers[0].getsockname())
+            there.sockets.append(sock)
+            (await there.accept()).reset()
+            endpoint = there.choice.endpoints[0]
+            assert not connecting._is_to_itself(connection_of(there, sock, endpoint))
+
+    asyncio.run(run())
+
+
+def test_clients_that_go_on_coming_do_not_keep_a_listener_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        async with world() as there:
+            start = there.forwarder._accepting._start
+
+            def start_and_come(at: int, descriptor: int, client: tuple[str, int]) -> None:
+                start(at, descriptor, client)
+                there.connect()
+
+            monkeypatch.setattr(accepting, "MOST_WAITING", 5)
+            there.forwarder._accepting._start = start_and_come
+            there.connect()
+            there.forwarder.stop(there.place)
+            assert there.counters["tcp_accepted"] == 5
+
+    asyncio.run(run())
+
+
+def test_a_client_has_its_share_and_leaves_the_rest_to_others(logs: list[str]) -> None:
+    async def run() -> None:
+        limits = TcpLimits(most=6, least_of_client=2, of_client=0.5)
+        async with world(limits=limits) as there:
+            first, endpoint = await there.pair()
+            for _ in range(2):
+                await there.pair()
+            for _ in range(2):
+                assert await there.connect().is_reset()
+            other = socket.create_connection(
+                ("127.0.0.1", there.port), source_address=("127.0.0.2", 0)
+            )
+            there.sockets.append(other)
+            await there.accept()
+            first.close()
+            endpoint.close()
+            await there.until(lambda: there.choice.open == 3)
+            again, endpoint = await there.pair()
+            await again.send(b"x")
+            assert await endpoint.receive(1) == b"x"
+            assert there.counters["tcp_over_share"] == 2
+            (line,) = logs
+            assert 'event="a client has too many connections" client=127.0.0.1' in line
+
+    asyncio.run(run())
+
+
+def test_a_listener_that_cannot_be_taken_leaves_nothing_behind() -> None:
+    async def run() -> None:
+        async with world() as there:
+            mine = next(iter(there.forwarder._by_listener.values())).listener
+            assert mine is not None
+            other = there.listener()
+            host, port = other.getsockname()[:2]
+            place = Place(Family.IPV4, Protocol.TCP, parse_address(host), port)
+            with pytest.raises(FileExistsError):
+                there.forwarder.listen(place, mine, lambda: there.choice)
+            assert there.forwarder.hand_over(place) is None
+            there.forwarder.listen(place, other, lambda: there.choice)
+            for at in (there.port, port):
+                there.sockets.append(socket.create_connection((host, at)))
+                await there.accept()
 
     asyncio.run(run())

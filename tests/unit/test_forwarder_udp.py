@@ -1,6 +1,7 @@
 """The UDP forwarder, with real sockets on loopback."""
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_network
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -136,7 +138,7 @@ class Bed:
             allowed_sources=allowed_sources,
             affinity_seconds=affinity_seconds,
         )
-        self.served[place] = Served(place, forwarding, Surroundings(), Random(1))
+        self.served[place] = Served(place, forwarding, Surroundings(), Random(1).random)
         await self.forwarder.listen(place, bound, lambda: self.served[place])
         return place
 
@@ -477,3 +479,98 @@ async def test_where_all_are_unreachable_the_tries_have_an_end(bed: Bed) -> None
     client.send(b"", place)
     await bed.until(lambda: bed.forwarder.counters.refused == udp.MOST_TRIES + 1)
     assert bed.connections(place) == 0
+
+
+def blocking(bound: socket.socket) -> socket.socket:
+    """The same socket as one that came as a descriptor: to Python, it has no time-out."""
+    return socket.socket(fileno=bound.detach())
+
+
+async def test_a_socket_that_is_handed_over_blocks_nobody(bed: Bed) -> None:
+    place = await bed.listen(bed.endpoint().endpoint)
+    given = bed.forwarder.hand_over(place)
+    assert given is not None
+    there = blocking(given)
+    await bed.forwarder.listen(place, there, lambda: bed.served[place])
+    there.settimeout(None)  # whoever shares it can do that
+    assert os.get_blocking(there.fileno())
+    await bed.client().ask(b"", place)
+    given = bed.forwarder.hand_over(place)
+    assert given is there
+    assert not os.get_blocking(given.fileno())
+    given.close()
+
+
+async def test_a_blocking_socket_is_read_and_answered_as_any_other(bed: Bed) -> None:
+    place = await bed.listen(bed.endpoint().endpoint)
+    os.set_blocking(bound_of(bed, place).fileno(), True)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await bed.client().ask(b"x", place)
+
+
+def bound_of(bed: Bed, place: Place) -> socket.socket:
+    bound = bed.forwarder._places[place].bound
+    assert bound is not None
+    return bound
+
+
+async def test_the_end_of_a_place_ends_its_sessions_whosever_they_are(bed: Bed) -> None:
+    departing, staying = bed.endpoint(b"1"), bed.endpoint(b"2")
+    place = await bed.listen(departing.endpoint, bed.gone())
+    await bed.client().ask(b"", place)
+    bed.client().send(b"", place)
+    await bed.until(lambda: bed.forwarder.counters.refused == 1)  # a session without a link
+    bed.change(place, staying.endpoint)
+    assert bed.forwarder.sessions() == {place: 2}
+    bed.forwarder.end(place)
+    assert bed.forwarder.sessions() == {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind((str(place.address), place.port))
+
+
+async def test_a_socket_that_cannot_be_read_leaves_nothing_behind(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = await bed.listen(bed.endpoint().endpoint)
+    given = bed.forwarder.hand_over(place)
+    assert given is not None
+    loop = asyncio.get_running_loop()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "too many watches")
+
+    with monkeypatch.context() as full:
+        full.setattr(loop, "add_reader", refuse)
+        with pytest.raises(OSError, match="watches"):
+            await bed.forwarder.listen(place, given, lambda: bed.served[place])
+    assert bed.forwarder.descriptors() == 0
+    await bed.forwarder.listen(place, given, lambda: bed.served[place])
+    assert await bed.client().ask(b"x", place) == b"x"
+
+
+class ByInterface(Served):
+    """A place that asks where clients came in, and notes what it is told."""
+
+    asks_interface = True
+
+    def __init__(self, *told: Any) -> None:
+        super().__init__(*told)
+        self.told_of: list[tuple[str, str]] = []
+
+    def came_by(self, client: str, interface: str) -> None:
+        self.told_of.append((client, interface))
+
+
+async def test_a_session_that_moves_still_came_in_where_it_did(bed: Bed) -> None:
+    old, new = bed.endpoint(b"old"), bed.endpoint(b"new")
+    place = await bed.listen(old.endpoint)
+    made = bed.served[place] = ByInterface(
+        place, bed.served[place].forwarding, Surroundings(), Random(1).random
+    )
+    first, client = bed.client(), bed.client("127.0.0.2")
+    await first.ask(b"", place)  # the socket tells of what comes after this
+    assert await client.ask(b"", place) == b"old"
+    made.told_of.clear()
+    bed.change(place, new.endpoint)
+    assert await client.ask(b"", place) == b"new"
+    assert made.told_of == [("127.0.0.2", "lo")]

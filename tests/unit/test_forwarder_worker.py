@@ -5,8 +5,8 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,22 @@ def no_descriptors_left() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@asynccontextmanager
+async def daemon_of(worker: Worker, folder: Path) -> AsyncIterator[Channel]:
+    """Let a worker answer whoever connects, and be the first."""
+    with socket.socket(socket.AF_UNIX) as control, socket.socket(socket.AF_UNIX) as daemon:
+        control.bind(str(folder / "control"))
+        control.listen()
+        answering = asyncio.create_task(worker.answer_daemons(control))
+        try:
+            daemon.connect(str(folder / "control"))
+            yield Channel(daemon)
+        finally:
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+            await worker.close()
 
 
 def free_place(protocol: Protocol) -> Place:
@@ -236,3 +252,159 @@ async def test_a_worker_says_what_it_was_told_though_nobody_has_come() -> None:
     assert (report.listens, report.connections, report.endpoints) == (True, 0, [])
     assert worker._served[place].made is None
     await worker.close()
+
+
+async def test_a_socket_that_comes_blocking_does_not_stop_the_worker(tmp_path: Path) -> None:
+    worker = Worker(0, 1024)
+    async with daemon_of(worker, tmp_path) as channel:
+        places = [free_place(one) for one in (Protocol.TCP, Protocol.UDP)]
+        given = [listener(one) for one in places]
+        for one in given:
+            one.setblocking(True)
+        told = [Listen(messages.wire_place(one), NOWHERE) for one in places]
+        await channel.send(messages.encode(Batch(1, list(told))), [one.fileno() for one in given])
+        async with asyncio.timeout(20):
+            assert messages.answer_of((await channel.receive())[0]) == messages.Done(1, [])
+        assert [os.get_blocking(one.fileno()) for one in given] == [False, False]
+        for one in given:
+            one.close()
+
+
+async def test_a_request_that_fails_inside_ends_its_channel_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    logs: list[str] = []
+    monkeypatch.setattr(log, "write", logs.append)
+    worker = Worker(0, 1024)
+    tell = messages.encode(messages.Tell())
+    async with daemon_of(worker, tmp_path) as channel, asyncio.timeout(20):
+        with monkeypatch.context() as broken:
+            broken.setattr(worker, "_told", None)
+            await channel.send(tell)
+            with pytest.raises(EOFError):
+                await channel.receive()
+        with socket.socket(socket.AF_UNIX) as daemon:
+            daemon.connect(str(tmp_path / "control"))
+            again = Channel(daemon)
+            await again.send(tell)
+            assert isinstance(messages.answer_of((await again.receive())[0]), messages.Told)
+    (line,) = logs
+    assert 'event="a request failed inside"' in line
+
+
+async def test_an_operation_that_fails_is_answered_for_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logs: list[str] = []
+    monkeypatch.setattr(log, "write", logs.append)
+    worker = Worker(0, 1024)
+    places = [free_place(Protocol.TCP) for _ in range(2)]
+    told = [Listen(messages.wire_place(one), NOWHERE) for one in places]
+    nonsense = messages.Cut(told[0].place, ("nowhere", 1, 1))
+    unknown = messages.Change(told[1].place, NOWHERE)
+    given = [listener(places[0])]
+    broken = [KeyError("never")]
+
+    def listen(*_: object) -> None:
+        raise broken.pop()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker._tcp, "listen", listen)
+        done = await worker._batch(Batch(1, [told[0], nonsense, unknown]), given)
+    assert [place for place, _ in done.failed] == [told[0].place, told[0].place, told[1].place]
+    assert given[0].fileno() == -1
+    assert len(logs) == 1
+    assert await worker._batch(Batch(2, list(told)), [listener(one) for one in places]) == (
+        messages.Done(2, [])
+    )
+    await worker.close()
+
+
+async def test_listeners_that_were_lost_on_their_way_are_told() -> None:
+    worker = Worker(0, 1024)
+    places = [free_place(Protocol.TCP) for _ in range(3)]
+    told = [Listen(messages.wire_place(one), NOWHERE) for one in places]
+    done = await worker._batch(Batch(1, list(told)), [listener(places[0])])
+    assert [place for place, _ in done.failed] == [one.place for one in told[1:]]
+    assert "lost" in done.failed[0][1]
+    assert list(worker._served) == places[:1]
+    await worker.close()
+
+
+async def test_a_worker_ends_where_no_daemon_can_come_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logs: list[str] = []
+    monkeypatch.setattr(log, "write", logs.append)
+    with socket.socket(socket.AF_UNIX) as deaf:  # it does not listen
+        async with asyncio.timeout(20):
+            await process.run(0, deaf, 1024)
+    (line,) = logs
+    assert 'event="no daemon is answered any more"' in line
+
+
+@pytest.mark.parametrize("request_", [messages.Retire(), messages.Pause()])
+async def test_connections_have_their_turn_while_listeners_are_closed(
+    request_: messages.Request,
+) -> None:
+    worker = Worker(0, 1024)
+    places = [free_place(Protocol.TCP) for _ in range(3 * process.AT_ONCE)]
+    told = [Listen(messages.wire_place(one), NOWHERE) for one in places]
+    await worker._batch(Batch(1, list(told)), [listener(one) for one in places])
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    asyncio.get_running_loop().call_soon(turn)
+    await worker._do(request_, iter(()))
+    assert turns >= 3
+    assert not worker._served
+    await worker.close()
+
+
+async def test_a_place_of_udp_that_stops_at_once_keeps_no_session() -> None:
+    worker = Worker(0, 1024)
+    place = free_place(Protocol.UDP)
+    wire = messages.wire_place(place)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as endpoint,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        endpoint.bind(("127.0.0.1", 0))
+        at = Endpoint(parse_address("127.0.0.1"), endpoint.getsockname()[1])
+        there = Forwarding(owner="a/b:c", inside=(at,), outside=(at,))
+        told = messages.wire_forwarding(there)
+        await worker._batch(Batch(1, [Listen(wire, told)]), [listener(place)])
+        client.sendto(b"x", (str(place.address), place.port))
+        async with asyncio.timeout(20):
+            while not worker._udp.sessions():  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0)
+        await worker._batch(Batch(2, [messages.Change(wire, NOWHERE)]), [])
+        await worker._batch(Batch(3, [messages.Stop(wire, at_once=True)]), [])
+        assert worker._udp.sessions() == {}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+            free.bind((str(place.address), place.port))
+    await worker.close()
+
+
+async def test_a_client_whose_endpoint_is_being_connected_keeps_a_retired_worker() -> None:
+    worker = Worker(0, 1024)
+    place = free_place(Protocol.TCP)
+    with socket.socket() as silent, socket.socket() as first, socket.socket() as second:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for one in (first, second):  # its queue is full
+            one.setblocking(False)
+            one.connect_ex(silent.getsockname())
+        at = Endpoint(parse_address("127.0.0.1"), silent.getsockname()[1])
+        told = messages.wire_forwarding(Forwarding(owner="a/b:c", inside=(at,), outside=(at,)))
+        wire = messages.wire_place(place)
+        await worker._batch(Batch(1, [Listen(wire, told)]), [listener(place)])
+        with socket.create_connection((str(place.address), place.port)):
+            await worker._do(messages.Retire(), iter(()))
+            assert worker._open() == [(wire, 1)]
+            assert not worker.over.is_set()
+            await worker.close()

@@ -307,6 +307,8 @@ U = "userspace"
 def test_from_ipvs_to_userspace_another_mode_serves_until_ipvs_has_drained() -> None:
     asked = Asked(U, 300.0)
     state, actions = decide(State(serving=V), asked)
+    assert (state.target, actions) == (U, (Probe(U),))
+    state, actions = decide(state, Probed())
     assert actions == (Probe(N),)
     assert (state.target, state.then) == (N, asked)
     for event in (Probed(), Committed(), Verified("", 1000.0)):
@@ -322,12 +324,22 @@ def test_from_ipvs_to_userspace_another_mode_serves_until_ipvs_has_drained() -> 
 
 def test_where_nftables_does_not_work_iptables_serves_meanwhile() -> None:
     state, _ = decide(State(serving=U), Asked(V, 300.0))
+    state, _ = decide(state, Probed())
     state, actions = decide(state, Probed(missing=("no nft",)))
     assert (state.target, actions) == (I, (Probe(I),))
     state, actions = decide(state, Probed(missing=("no iptables",)))
     assert state == State(serving=U)
     assert isinstance(actions[0], Say)
     assert "no iptables" in actions[0].failure
+
+
+@pytest.mark.parametrize("found", [Probed(missing=("no ip_vs",)), Probed(unserved=("a: no",))])
+def test_nothing_is_left_for_a_mode_that_does_not_work_here(found: Probed) -> None:
+    state, _ = decide(State(serving=U), Asked(V, 300.0))
+    state, (said,) = decide(state, found)
+    assert state == State(serving=U)
+    assert isinstance(said, Say)
+    assert said.failure
 
 
 def test_what_drains_makes_it_wait_too_and_another_wish_replaces_it() -> None:

@@ -295,6 +295,21 @@ async def test_a_rejected_one_is_told_until_it_is_accepted(rig: Rig) -> None:
     assert "10.96.0.2 . tcp . 80" in rig.driver.texts[-1]
 
 
+async def test_a_rejected_one_is_tried_again_though_nothing_changes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "LONGEST_RETRY_SECONDS", 0.02)
+    await rig.start(1)
+    rig.driver.rejected = {key(2): Rejected("add", "the port is taken")}
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.dataplane.syncs >= 4)
+    assert set(rig.dataplane.rejected) == {key(2)}
+    rig.driver.rejected = {}
+    await rig.until(lambda: not rig.dataplane.rejected)
+    assert "10.96.0.2 . tcp . 80" in rig.driver.texts[-1]
+
+
 async def test_a_rejected_one_that_is_deleted_is_forgotten(rig: Rig) -> None:
     await rig.start(1)
     rig.driver.rejected = {key(2): Rejected("add", "no")}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import socket
 
 import pytest
@@ -66,3 +67,25 @@ async def test_a_length_that_cannot_be_is_the_end() -> None:
         await channel.receive()
     plain.close()
     channel.close()
+
+
+async def test_descriptors_that_are_lost_are_missed_by_their_message_only() -> None:
+    one, other = pair()
+    file = os.memfd_create("one")
+    await one.send(b"three", [file] * 3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(file)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+    try:
+        message, given = await other.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (message, len(given)) == (b"three", 1)
+    await one.send(b"two", [file] * 2)
+    message, more = await other.receive()
+    assert (message, len(more)) == (b"two", 2)
+    for each in (file, *given, *more):
+        os.close(each)
+    one.close()
+    other.close()

@@ -1,6 +1,7 @@
 """Workers with real processes: what becomes of those that stop, end or are asked in vain."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 from vipd.backends.userspace import messages, worker, workers
 from vipd.backends.userspace.assignment import batches, listeners, served
+from vipd.backends.userspace.listeners import holders, listener
 from vipd.backends.userspace.messages import (
     MOST_LISTENERS,
     Count,
@@ -23,7 +25,7 @@ from vipd.backends.userspace.messages import (
 )
 from vipd.backends.userspace.objects import Forwarding, Place
 from vipd.backends.userspace.workers import Workers
-from vipd.proxy.errors import UnknownResult
+from vipd.proxy.errors import DataplaneError, UnknownResult
 from vipd.proxy.names import Family, Protocol, parse_address
 from vipd.proxy.virtualserver import Endpoint
 
@@ -163,3 +165,92 @@ async def test_workers_of_another_network_namespace_are_left_alone(
     assert await other.reports() == []
     assert len(list((tmp_path / "workers").iterdir())) == 2
     assert len(await pids(two)) == 2
+
+
+async def test_one_that_was_silent_before_the_daemon_is_ended_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "workers"
+    before = Workers(1, folder)
+    await before.complete()
+    (silent,) = await pids(before)
+    os.kill(silent, signal.SIGSTOP)
+    after = Workers(1, folder)
+    monkeypatch.setattr(worker.Worker.find.__func__, "__defaults__", (0.1,))  # type: ignore[attr-defined]
+    await after.complete()
+    await until(lambda: not before.is_running or silent not in {one.pid for one in before._all()})
+    assert silent not in await pids(after)
+    await before.quit()
+    await after.quit()
+
+
+async def test_one_whose_channel_is_lost_is_replaced(two: Workers) -> None:
+    first = two._active[0]
+    first._channel.close()
+    with pytest.raises(DataplaneError):
+        await first.ask(Count())
+    await until(lambda: two._active.get(0) not in {None, first})
+    assert len(await pids(two)) == 2
+
+
+async def test_a_worker_that_returns_and_cannot_listen_leaves_the_place_to_the_others(
+    two: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = local(Protocol.TCP)
+    assert await two.serve({place: SERVED}, ()) == {}
+    before = await pids(two)
+    first = two._active[0]
+    tries = 0
+
+    def scarce(wanted: Place) -> socket.socket:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise OSError(errno.EMFILE, "too many open files")
+        return listener(wanted)
+
+    monkeypatch.setattr(workers, "listener", scarce)
+    os.kill(first.pid, signal.SIGKILL)
+    await until(lambda: tries >= 2)
+    assert place in two._active[1].places
+    await until(lambda: place in two._active[0].places)
+    assert len(await pids(two) & before) == 1
+    assert served(await two.reports(), 2) == {place: SERVED}
+
+
+async def test_nobody_comes_back_after_all_were_told_to_end(tmp_path: Path) -> None:
+    there = Workers(2, tmp_path / "workers")
+    await there.complete()
+    for one in await pids(there):
+        os.kill(one, signal.SIGKILL)
+    await until(lambda: there._returning)
+    await there.quit()
+    assert not there.is_running
+    assert not there._restarts
+    assert list((tmp_path / "workers").iterdir()) == []
+
+
+def test_who_has_a_place_is_named_once_for_all() -> None:
+    place = local(Protocol.TCP)
+    with socket.socket() as theirs:
+        theirs.bind((str(place.address), place.port))
+        theirs.listen()
+        other = place._replace(port=place.port + 1)
+        name = Path("/proc/self/comm").read_text().strip()
+        assert holders([place, other]) == {place: f"{name} (pid {os.getpid()})"}
+
+
+async def test_one_that_hangs_is_replaced_though_nobody_asks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.01)
+    there = Workers(1, tmp_path / "workers")
+    await there.complete()
+    first = there._active[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "PATIENCE_SECONDS", 0.05)
+        os.kill(first.pid, signal.SIGSTOP)
+        await until(lambda: there._active.get(0) is not first)
+    await until(lambda: 0 in there._active)
+    assert await pids(there) != {first.pid}
+    await there.quit()

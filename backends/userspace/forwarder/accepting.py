@@ -37,6 +37,8 @@ _PASSING: Final = frozenset(
     }
 )
 """Errors of the one connection that would have been accepted (accept(2))."""
+MOST_WAITING: Final = 4096
+"""Connections in the queue of a listener, as net.core.somaxconn has it by default (listen(2))."""
 _LISTENERS: Final = 64
 """Listeners in one batch."""
 
@@ -71,6 +73,7 @@ class Accepting:
         self._resumed = resumed
         self._listening = select.epoll()
         self._listeners: dict[int, socket.SocketType] = {}
+        self._by_client: dict[str, int] = {}
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_shortage = float("-inf")
@@ -85,8 +88,8 @@ class Accepting:
         """Accept from this listener from now on. What connections inherit is set on it."""
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._listeners[listener.fileno()] = listener
         self._listening.register(listener.fileno(), select.EPOLLIN)
+        self._listeners[listener.fileno()] = listener
 
     def remove(self, listener: socket.SocketType) -> None:
         """Accept from this listener no more; it is not closed."""
@@ -107,9 +110,29 @@ class Accepting:
                 return
 
     def take_all(self, listener: socket.SocketType) -> None:
-        """Accept whatever waits at a listener that is about to be closed, bounds or not."""
-        while self._accept(listener):
-            pass
+        """Accept what waits at a listener that is about to be closed, bounds or not.
+
+        No more than a queue can hold: clients may go on coming.
+        """
+        for _ in range(MOST_WAITING):
+            if not self._accept(listener):
+                return
+
+    def came(self, client: str) -> bool:
+        """Count a connection of a client. Returns whether that is within the client's share."""
+        there = self._by_client.get(client, 0)
+        self._by_client[client] = there + 1
+        limits = self._limits
+        return there < max(limits.least_of_client, int(self.most * limits.of_client))
+
+    def left(self, client: str) -> None:
+        """Count a connection that came and is over."""
+        self.taken -= 1
+        there = self._by_client[client] - 1
+        if there:
+            self._by_client[client] = there
+        else:
+            del self._by_client[client]
 
     def pause(self, reason: str) -> None:
         """Accept nothing until a descriptor is freed, or the time of a pause is over."""

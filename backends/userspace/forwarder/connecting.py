@@ -9,7 +9,7 @@ import errno
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from msgspec import Struct
@@ -18,12 +18,15 @@ from vipd.backends.userspace.forwarder.accepting import SHORTAGE
 from vipd.backends.userspace.forwarder.connection import CONNECT
 from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
+from vipd.proxy.names import parse_address
 from vipd.proxy.virtualserver import Endpoint
 
 _BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 _MOST_NAMES: Final = 4096
-_EPHEMERAL: Final = 32768
-"""Where the ports begin that the kernel gives to sockets that connect, unless it is told else."""
+_NO_PORT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAGAIN})
+"""All local ports are in use towards that endpoint (connect(2))."""
+_NOT_ITS_FAULT: Final = _NO_PORT | SHORTAGE | {errno.EPERM}
+"""Errors that say nothing of the endpoint; EPERM is a rule of this node."""
 
 Name = tuple[socket.AddressFamily, tuple[str, int]]
 """An endpoint as socket() and connect() want it."""
@@ -33,13 +36,13 @@ def _is_to_itself(connection: Forwarded) -> bool:
     """Return whether a socket has met itself: RFC 9293 §3.5 calls it a simultaneous open.
 
     It happens where nobody listens, at an endpoint on this node whose port the kernel just took as
-    the source port; then only can it be one of those that the kernel takes.
+    the source port. The peer is not asked for: a connection that was reset meanwhile has none.
     """
     endpoint = connection.endpoint
-    if endpoint is None or endpoint.port < _EPHEMERAL:
+    own = connection.reply.source.getsockname()
+    if endpoint is None or own[1] != endpoint.port:  # nearly always
         return False
-    sock = connection.reply.source
-    return bool(sock.getsockname() == sock.getpeername())
+    return parse_address(own[0].partition("%")[0]) == endpoint.address
 
 
 class Outcome(Struct, frozen=True):
@@ -107,7 +110,7 @@ class Connecting:
                     self._timer = self._loop.call_later(self._limits.connect_seconds, self._expire)
                 return
             self._outcome.unwatch(sock)
-            if self._failed(connection, now) != CONNECT:
+            if self._failed(connection, now, problem) != CONNECT:
                 self._outcome.refuse(connection)
                 return
 
@@ -118,15 +121,23 @@ class Connecting:
         """
         if self._pending.pop(connection, None) is None:
             return False
-        if not mask & _BROKEN and not _is_to_itself(connection):
+        problem = 0
+        if mask & _BROKEN:
+            problem = connection.reply.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        elif not _is_to_itself(connection):
             return True
-        self._try_on(connection)
+        self._try_on(connection, problem)
         return False
 
     def connect_parked(self) -> None:
         """Try those once more that wait for a descriptor."""
         for _ in range(len(self._parked)):
             self.connect(self._parked.popleft())
+
+    def waiting(self) -> Iterator[Forwarded]:
+        """Yield all that are here."""
+        yield from self._pending
+        yield from self._parked
 
     def give_up(self) -> list[Forwarded]:
         """Return all that are here, and forget them. Their sockets are closed by the caller."""
@@ -141,19 +152,30 @@ class Connecting:
         self._parked.clear()
         return found
 
-    def _try_on(self, connection: Forwarded) -> None:
+    def _try_on(self, connection: Forwarded, problem: int) -> None:
         self._outcome.unwatch(connection.reply.source)
-        if self._failed(connection, self._loop.time()) == CONNECT:
+        if self._failed(connection, self._loop.time(), problem) == CONNECT:
             self.connect(connection)
         else:
             self._outcome.refuse(connection)
 
-    def _failed(self, connection: Forwarded, now: float) -> int:
-        """Note that the endpoint did not take it. Returns the command of the connection."""
-        self._counters.connect_failed += 1
-        if connection.endpoint is not None:
-            connection.served.failed(connection.endpoint, now)
-            connection.tried = (*connection.tried, connection.endpoint)
+    def _failed(self, connection: Forwarded, now: float, problem: int) -> int:
+        """Note that it was not connected, with an errno, or 0. Returns the connection's command.
+
+        Another endpoint may do even where this one is not to blame: each has local ports of its
+        own.
+        """
+        endpoint = connection.endpoint
+        if problem in _NO_PORT:
+            self._counters.no_local_port += 1
+        elif problem in _NOT_ITS_FAULT:
+            self._counters.not_connected += 1
+        else:
+            self._counters.connect_failed += 1
+            if endpoint is not None:
+                connection.served.failed(endpoint, now)
+        if endpoint is not None:
+            connection.tried = (*connection.tried, endpoint)
         return connection.failed()
 
     def _park(self, connection: Forwarded, now: float, reason: str) -> None:
@@ -178,7 +200,7 @@ class Connecting:
             expired.append(connection)
         for connection in expired:
             del self._pending[connection]
-            self._try_on(connection)
+            self._try_on(connection, errno.ETIMEDOUT)
         self._outcome.done()
 
     def _name(self, endpoint: Endpoint) -> Name:

@@ -22,6 +22,7 @@ connection that would get the old one's events.
 """
 
 import asyncio
+import contextlib
 import select
 import socket
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from vipd.backends.userspace.forwarder.connection import (
     SHUT,
     WRITE,
 )
-from vipd.backends.userspace.forwarder.pump import BROKEN, MORE, Pump
+from vipd.backends.userspace.forwarder.pump import BROKEN, BROKEN_AFTER_END, MORE, Pump
 from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
 
 _EVENTS: Final = 256
@@ -181,22 +182,21 @@ class Events:
         if stream.back.wants == WRITE:
             self.do(stream.back, self._pump.write(stream.back))
         if mask & _ERROR:
-            self._drain(stream)
-            self.do(stream, connection.reset())
+            self._hear_out(connection, stream)
         elif stream.wants == READ:
             self.do(stream, self._pump.move(stream))
 
-    def _drain(self, stream: Stream) -> None:
+    def _drain(self, stream: Stream) -> int:
         """Move what is left of a stream whose source is about to be reset.
 
         Bytes that came before a reset are readable after it, as they are to a client that is
-        connected to the endpoint itself.
+        connected to the endpoint itself. Returns what the last move did.
         """
         command = MORE
+        stream.hung = True
         while command == MORE and stream.wants == READ:
             command = self._pump.move(stream)
-        if command not in (MORE, BROKEN):
-            self.do(stream, command)
+        return command
 
     def do(self, stream: Stream, command: int) -> None:
         """Carry out a command that came of moving the bytes of a stream."""
@@ -206,13 +206,27 @@ class Events:
             try:
                 stream.sink.shutdown(socket.SHUT_WR)
             except OSError:
-                self.do(stream, BROKEN)
+                self.do(stream, BROKEN_AFTER_END)
         elif command == BROKEN:
             connection = stream.connection
-            self._drain(stream.back)
-            self.do(stream, connection.reset())
+            ended = self._drain(stream.back) in (CLOSE, RESET)
+            if connection.reset() == RESET or ended:
+                self._over(connection, RESET)
+        elif command == BROKEN_AFTER_END:
+            self._hear_out(stream.connection, stream.back)
         elif command in (CLOSE, RESET):
             self._over(stream.connection, command)
+
+    def _hear_out(self, connection: Forwarded, stream: Stream) -> None:
+        """Pass on what the source of a stream has sent last, its end too, and then its reset."""
+        command = self._drain(stream)
+        if command == SHUT:
+            with contextlib.suppress(OSError):
+                stream.sink.shutdown(socket.SHUT_WR)
+        if command in (CLOSE, RESET):
+            self._over(connection, command)
+        elif connection.reset() == RESET:
+            self._over(connection, RESET)
 
 
 def _nothing() -> None:

@@ -16,6 +16,7 @@ Whatever the sink does not take is held: a remainder of the buffer, or the pipe 
 A stream with a slow sink begins again with (1), so that it holds little the next time.
 """
 
+import errno
 import mmap
 import os
 import socket
@@ -28,7 +29,10 @@ from vipd.backends.userspace.forwarder.tcp_limits import TcpLimits
 MORE: Final = 7
 """There may be more to read, but others have to have their turn."""
 BROKEN: Final = 8
-"""The sink is broken; what its side has sent may still be read."""
+"""The sink was reset; what its side has sent may still be read, but an end is none: the write has
+taken the error away that a read would have met."""
+BROKEN_AFTER_END: Final = 9
+"""The sink is broken after its side has ended, which may still be read."""
 
 TINY: Final = 4096
 SMALL: Final = 16384
@@ -59,7 +63,7 @@ class Pump:
     def move(self, stream: Stream) -> int:
         """Move what can be moved now; only while the stream wants READ.
 
-        Returns NOTHING, MORE, BROKEN, or a command of the connection.
+        Returns NOTHING, MORE, BROKEN, BROKEN_AFTER_END, or a command of the connection.
         """
         if stream.length:
             return self._move_much(stream)
@@ -74,8 +78,8 @@ class Pump:
                     sent = stream.sink.send(data, _NOW)
                 except BlockingIOError:
                     sent = 0
-                except OSError:
-                    return BROKEN
+                except OSError as error:
+                    return _broken(error)
                 count = len(data)
                 if sent < count:
                     self._hold(stream, memoryview(data)[sent:])
@@ -114,8 +118,8 @@ class Pump:
                 stream.held = b""
         except BlockingIOError:
             return NOTHING
-        except OSError:
-            return BROKEN
+        except OSError as error:
+            return _broken(error)
         stream.taken()
         return self.move(stream)
 
@@ -159,8 +163,8 @@ class Pump:
                     sent = sink.send(data, _NOW)
                 except BlockingIOError:
                     sent = 0
-                except OSError:
-                    return BROKEN
+                except OSError as error:
+                    return _broken(error)
                 if sent < count:
                     self._hold(stream, memoryview(bytes(data[sent:])))
                     return NOTHING
@@ -201,10 +205,10 @@ class Pump:
                     self.held += pipe.count
                     stream.hold()
                     return NOTHING
-                except OSError:
+                except OSError as error:
                     self._spare = None
                     self._drop(pipe)
-                    return BROKEN
+                    return _broken(error)
                 if count < SMALL:
                     stream.length = 0
                     return MORE
@@ -239,3 +243,12 @@ class Pump:
     def _drop(self, pipe: Pipe) -> None:
         pipe.close()
         self.pipes -= 1
+
+
+def _broken(error: OSError) -> int:
+    """Return what a failed write says of the sink.
+
+    A reset after the end leaves EPIPE, any other ECONNRESET: `tcp_reset` in net/ipv4/tcp_input.c,
+    Linux 6.18.
+    """
+    return BROKEN_AFTER_END if error.errno == errno.EPIPE else BROKEN

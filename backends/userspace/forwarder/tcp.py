@@ -40,6 +40,7 @@ class TcpForwarder:
         self._established: dict[Frontend, set[Forwarded]] = {}
         """Of those that have any: a few of ten thousand."""
         self._by_listener: dict[int, Frontend] = {}
+        self._last_crowd = float("-inf")
         self._events = Events(loop, self._pump, self._connected, self._over, self._fail)
         outcome = Outcome(
             watch=self._events.watch,
@@ -64,17 +65,19 @@ class TcpForwarder:
         """Forward the connections of a bound, listening, non-blocking socket, and own it.
 
         `serve` is called for each new connection and returns the state of the place. Raises
-        ValueError if the place has a listener already.
+        ValueError if the place has a listener already; after that, and after OSError, it is still
+        the caller's.
         """
         frontend = self._frontends.get(place)
         if frontend is None:
-            frontend = self._frontends[place] = Frontend(place, serve)
+            frontend = Frontend(place, serve)
         elif frontend.listener is not None:
             raise ValueError(f"{place} has a listener already")
+        self._accepting.add(listener)
+        self._frontends[place] = frontend
         frontend.serve = serve
         frontend.listener = listener
         self._by_listener[listener.fileno()] = frontend
-        self._accepting.add(listener)
 
     def stop(self, place: Place) -> None:
         """Close the listener, once what waits in its queue is accepted; connections go on."""
@@ -120,8 +123,12 @@ class TcpForwarder:
         return len(self._accepting) + 2 * (self._accepting.taken + self._pump.pipes)
 
     def connections(self) -> dict[Place, int]:
-        """Return how many are established, for each place that has any."""
-        return {frontend.place: len(some) for frontend, some in self._established.items()}
+        """Return how many there are of each place that has any, those being connected included."""
+        found = {frontend.place: len(some) for frontend, some in self._established.items()}
+        for one in self._connecting.waiting():
+            place = one.frontend.place
+            found[place] = found.get(place, 0) + 1
+        return found
 
     def of_client(self, place: Place, client: str) -> list[tuple[int, Endpoint]]:
         """Return source port and endpoint of each connection that a client has there."""
@@ -173,18 +180,30 @@ class TcpForwarder:
         sock = socket.SocketType(frontend.family, socket.SOCK_STREAM, 0, descriptor)
         connection = Forwarded(frontend, sock, client, self._limits.attempts)
         frontend.taken += 1
+        within = self._accepting.came(connection.client)
         try:
             served = connection.served
-            if served.allows(connection.client):
+            if not within:
+                self.counters.over_share += 1
+                self._note_share(connection.client)
+            elif served.allows(connection.client):
                 if served.asks_interface:
                     served.came_by(connection.client, interface.of_connection(sock))
                 self._connecting.connect(connection)
                 return
-            self.counters.denied += 1
+            else:
+                self.counters.denied += 1
         except Exception:
             log.exception("a connection failed inside")
             self.counters.failed_inside += 1
         self._turn_away(connection)
+
+    def _note_share(self, client: str) -> None:
+        """Say that a client has too many connections, once in a while."""
+        now = self._loop.time()
+        if now - self._last_crowd > self._limits.quiet_seconds:
+            log.warning("a client has too many connections", client=client)
+        self._last_crowd = now
 
     def _connect_parked(self) -> None:
         self._connecting.connect_parked()
@@ -254,7 +273,7 @@ class TcpForwarder:
 
     def _leave(self, connection: Forwarded) -> None:
         frontend = connection.frontend
-        self._accepting.taken -= 1
+        self._accepting.left(connection.client)
         frontend.taken -= 1
         if not frontend.taken and frontend.listener is None:
             self._forget(frontend)

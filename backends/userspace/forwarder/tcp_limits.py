@@ -13,6 +13,10 @@ class TcpLimits(Struct, frozen=True, kw_only=True):
     most: int = 30_000
     """Connections at once, those that are not yet established included. Beyond, accept is paused:
     clients wait in the listeners' queues."""
+    of_client: float = 0.5
+    """The share of `most` that one client address may have; its further connections are reset."""
+    least_of_client: int = 1000
+    """So many it may have anyway: where there are few descriptors, half would be next to none."""
     attempts: int = 4
     """Endpoints that a connection is tried at, as kube-proxy's userspace mode did."""
     connect_seconds: float = 1.0
@@ -40,6 +44,9 @@ class TcpCounters:
         "denied",
         "ended",
         "failed_inside",
+        "no_local_port",
+        "not_connected",
+        "over_share",
         "refused",
         "reset",
     )
@@ -57,10 +64,16 @@ class TcpCounters:
         """Reset because no endpoint could be reached."""
         self.denied = 0
         """Reset because the source is not allowed."""
+        self.over_share = 0
+        """Reset because their client had its share of all connections already."""
         self.failed_inside = 0
         """Reset because of an error of this program, which is in the log."""
         self.connect_failed = 0
         """Attempts that an endpoint refused or did not answer in time."""
+        self.no_local_port = 0
+        """Attempts for which no local port was left towards the endpoint."""
+        self.not_connected = 0
+        """Attempts that this node's kernel refused, for lack of memory or by a rule."""
         self.accept_paused = 0
         """How often accept was paused: too few descriptors or memory, or the most connections."""
 

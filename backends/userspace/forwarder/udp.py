@@ -13,6 +13,7 @@ what does not fit is dropped and counted, as UDP has it.
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from vipd.backends.userspace.forwarder import interface, log
 from vipd.backends.userspace.forwarder.served import Served
@@ -28,6 +29,8 @@ from vipd.backends.userspace.forwarder.udp_sessions import (
 from vipd.backends.userspace.objects import Place
 from vipd.proxy.virtualserver import Endpoint
 
+_NOW: Final = socket.MSG_DONTWAIT
+"""Whoever shares a socket, such as the worker before, can make it blocking (fcntl(2))."""
 LARGEST = 65_536
 """Bytes. No datagram is larger than 65,507 (IPv4) or 65,527 (IPv6, without jumbograms)."""
 BATCH = 32
@@ -60,12 +63,13 @@ class UdpForwarder:
         self._short_at: float | None = None
 
     async def listen(self, place: Place, bound: socket.socket, serve: Callable[[], Served]) -> None:
-        """Serve the place from now on. The socket is bound to it and non-blocking; it is ours now.
+        """Serve the place from now on. The socket is bound to it; it is ours now.
 
         `serve` is called when the state of the place is needed, and returns it. A place that was
         stopped takes up what is left of its sessions. Raise ValueError where the place is listened
-        at.
+        at; after that, and after OSError, the socket is still the caller's.
         """
+        bound.setblocking(False)
         listening = self._places.get(place)
         if listening is None:
             listening = self._places[place] = Listening(place, bound, serve)
@@ -75,15 +79,29 @@ class UdpForwarder:
             self._take_over(listening, serve)
             listening.is_open = True
             self._replace(listening, bound)
-        listening.is_read = True
         listening.tells_interface = False
-        asyncio.get_running_loop().add_reader(bound, self._readable, listening)
+        try:
+            asyncio.get_running_loop().add_reader(bound, self._readable, listening)
+        except BaseException:
+            listening.is_open, listening.bound = False, None
+            self._release_if_over(listening)
+            raise
+        listening.is_read = True
 
     def stop(self, place: Place) -> None:
         """Begin no new session there. The socket is closed when the last session ended."""
         listening = self._places.get(place)
         if listening is not None:
             listening.is_open = False
+            self._release_if_over(listening)
+
+    def end(self, place: Place) -> None:
+        """Stop there, and end every session, so that the socket is closed now."""
+        listening = self._places.get(place)
+        if listening is not None:
+            listening.is_open = False
+            for session in list(listening.sessions.values()):
+                self._end(session)
             self._release_if_over(listening)
 
     def hand_over(self, place: Place) -> socket.socket | None:
@@ -100,7 +118,11 @@ class UdpForwarder:
         given, listening.bound = listening.bound, None
         if given is not None and listening.sessions:
             try:
+                # dup() carries the time-out of `given` over, which may be none, and so makes both
+                # blocking: what a descriptor is open on is shared (fcntl(2), O_NONBLOCK).
                 listening.bound = given.dup()
+                listening.bound.setblocking(False)
+                given.setblocking(False)
             except OSError:  # no descriptor: replies that are under way are lost
                 for session in list(listening.sessions.values()):
                     self._end(session)
@@ -140,11 +162,8 @@ class UdpForwarder:
 
     async def close(self) -> None:
         """End everything, and return when every socket is closed."""
-        for listening in list(self._places.values()):
-            listening.is_open = False
-            for session in list(listening.sessions.values()):
-                self._end(session)
-            self._release_if_over(listening)
+        for place in list(self._places):
+            self.end(place)
         for timer in (self._expiry, self._look):
             if timer is not None:
                 timer.cancel()
@@ -157,39 +176,47 @@ class UdpForwarder:
         for _ in range(BATCH):
             if not listening.is_read or listening.bound is None:
                 return False
+            came_by = ""
             try:
                 if listening.served.asks_interface:
-                    size, client = self._with_interface(listening, listening.bound)
+                    size, client, came_by = self._with_interface(listening, listening.bound)
                 else:
-                    size, client = listening.bound.recvfrom_into(self._buffer)
+                    size, client = listening.bound.recvfrom_into(self._buffer, 0, _NOW)
             except BlockingIOError:
                 return False
             except OSError:  # of something sent before: it belongs to nobody here
                 continue
-            self._arrived(listening, client, self._view[:size], now)
+            self._arrived(listening, client, self._view[:size], now, came_by)
         return True
 
     def _with_interface(
         self, listening: Listening, bound: socket.socket
-    ) -> tuple[int, ClientAddress]:
-        """Read a datagram, and tell the place which interface a new client came by."""
+    ) -> tuple[int, ClientAddress, str]:
+        """Read a datagram: its size, its source, and where that came in, if it is not known."""
         if not listening.tells_interface:
             interface.ask(bound)
             listening.tells_interface = True
-        size, beside, _, client = bound.recvmsg_into([self._buffer], interface.SPACE)
-        if client not in listening.sessions:
-            listening.served.came_by(client[0], interface.of_datagram(beside))
-        return size, client
+        size, beside, _, client = bound.recvmsg_into([self._buffer], interface.SPACE, _NOW)
+        session = listening.sessions.get(client)
+        if session is not None and session.came_by:
+            return size, client, session.came_by
+        return size, client, interface.of_datagram(beside)
 
     def _arrived(
-        self, listening: Listening, client: ClientAddress, datagram: Datagram, now: float
+        self,
+        listening: Listening,
+        client: ClientAddress,
+        datagram: Datagram,
+        now: float,
+        came_by: str,
     ) -> None:
         session = listening.sessions.get(client)
         if session is None:
-            session = self._begin(listening, client, now)
+            session = self._begin(listening, client, now, came_by)
             if session is None:
                 return
         else:
+            session.came_by = came_by or session.came_by
             if session.seen is not listening.served.forwarding and not self._may_go_on(session):
                 return
             if session.link is None and not self._open(session, now, anew=True):
@@ -197,7 +224,9 @@ class UdpForwarder:
             self._sessions.used(session, now)
         self._send(session, datagram, now)
 
-    def _begin(self, listening: Listening, client: ClientAddress, now: float) -> Session | None:
+    def _begin(
+        self, listening: Listening, client: ClientAddress, now: float, came_by: str
+    ) -> Session | None:
         """Return a new session; None where there can be none, which is counted."""
         if not listening.is_open:
             self.counters.unserved += 1
@@ -205,7 +234,7 @@ class UdpForwarder:
         if not listening.served.allows(client[0]):
             self.counters.denied += 1
             return None
-        session = Session(listening, client)
+        session = Session(listening, client, came_by)
         if not self._open(session, now, anew=True):
             return None
         while (idlest := self._sessions.in_the_way(listening, session.host)) is not None:
@@ -238,6 +267,8 @@ class UdpForwarder:
         """
         served = session.listening.served
         host, port = session.client[0], session.client[1]
+        if served.asks_interface:  # the place forgets it with every change, and among many clients
+            served.came_by(host, session.came_by)
         endpoint = served.choose(host, port, now, session.tried)
         if endpoint is None and session.tried and anew:
             session.tried = ()
@@ -288,7 +319,7 @@ class UdpForwarder:
         if listening.bound is None:
             return
         try:
-            listening.bound.sendto(reply, session.client)
+            listening.bound.sendto(reply, _NOW, session.client)
         except OSError:
             self.counters.no_room += 1
         else:

@@ -122,11 +122,23 @@ class Listening:
 class Session:
     """A client's address and port at a place, and the endpoint it talks to."""
 
-    __slots__ = ("answered", "client", "endpoint", "link", "listening", "seen", "tried", "used")
+    __slots__ = (
+        "answered",
+        "came_by",
+        "client",
+        "endpoint",
+        "link",
+        "listening",
+        "seen",
+        "tried",
+        "used",
+    )
 
-    def __init__(self, listening: Listening, client: ClientAddress) -> None:
+    def __init__(self, listening: Listening, client: ClientAddress, came_by: str) -> None:
         self.listening = listening
         self.client = client
+        self.came_by = came_by
+        """The interface, where it is asked for and known."""
         self.link: UdpLink | None = None
         """None after it was lost, until the client's next datagram."""
         self.endpoint: Endpoint | None = None

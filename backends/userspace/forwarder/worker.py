@@ -8,13 +8,12 @@ the next daemon on the same socket.
 """
 
 import asyncio
-import contextlib
 import errno
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -51,12 +50,18 @@ from vipd.backends.userspace.objects import Place, Surroundings
 from vipd.proxy.names import Protocol
 from vipd.proxy.version import VERSION
 
+Operation = Listen | Change | Stop | Cut
+
 PAUSE_SECONDS = 1.0
 """After an attempt to accept the daemon that failed."""
 AT_ONCE = 20
 """Places that are changed, about 2 ms, before connections have their turn."""
 IDLE_LOOK_SECONDS = 0.5
 """How often a retired worker looks whether it may end."""
+
+_NO_LISTENER: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
+"""Errors of a control socket that will never be accepted from again."""
+_LOST: Final = "its listener was lost on the way: no descriptor was left for it"
 
 T = TypeVar("T")
 
@@ -70,6 +75,8 @@ class Worker:
     def __init__(self, number: int, descriptors: int) -> None:
         self.number = number
         self.over = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """One request at a time: a daemon may come while what its predecessor asked is done."""
         self._descriptors = descriptors
         self._serves = True
         """Whether it takes new connections."""
@@ -83,7 +90,10 @@ class Worker:
         self._share_out()
 
     async def answer_daemons(self, control: socket.socket) -> None:
-        """Accept the daemon, and the next one after its restart. Never ends."""
+        """Accept the daemon, and the next one after its restart.
+
+        Ends only with an error: no daemon can come any more.
+        """
         loop = asyncio.get_running_loop()
         control.setblocking(False)
         async with asyncio.TaskGroup() as talks:
@@ -91,6 +101,8 @@ class Worker:
                 try:
                     connection, _ = await loop.sock_accept(control)
                 except OSError as error:  # no descriptor: the daemon waits in the queue
+                    if error.errno in _NO_LISTENER:
+                        raise
                     log.warning("the daemon is not answered", why=error.strerror)
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
@@ -105,21 +117,33 @@ class Worker:
         try:
             while not self.over.is_set():
                 data, descriptors = await channel.receive()
-                given = [socket.socket(fileno=one) for one in descriptors]
-                answer, beside = await self._do(messages.request_of(data), given)
-                if answer is not None:
-                    await channel.send(messages.encode(answer), [one.fileno() for one in beside])
-                for one in beside:
-                    one.close()
+                given = [_non_blocking(one) for one in descriptors]
+                await self._answer(channel, data, given)
         except (EOFError, OSError):
             pass  # the daemon went away; the next one finds us
         except msgspec.DecodeError as error:
             log.warning("a request is not understood", why=str(error))
+        except Exception:  # whatever it was, the next daemon has to find us
+            log.exception("a request failed inside")
         finally:
             channel.close()
 
+    async def _answer(self, channel: Channel, data: bytes, given: list[socket.socket]) -> None:
+        """Do what a message asks for, and answer it. Sockets that nobody took are closed."""
+        beside: Sequence[socket.socket] = ()
+        left = iter(given)
+        try:
+            request = messages.request_of(data)
+            async with self._turn:
+                answer, beside = await self._do(request, left)
+            if answer is not None:
+                await channel.send(messages.encode(answer), [one.fileno() for one in beside])
+        finally:
+            for one in (*left, *beside):
+                one.close()
+
     async def _do(
-        self, request: Request, given: list[socket.socket]
+        self, request: Request, given: Iterator[socket.socket]
     ) -> tuple[Answer | None, Sequence[socket.socket]]:
         match request:
             case Batch():
@@ -133,9 +157,9 @@ class Worker:
             case messages.HandOver(places):
                 return self._hand_over(places)
             case Retire():
-                self._retire()
+                await self._retire()
             case messages.Pause():
-                self._pause()
+                await self._pause()
             case messages.Resume():
                 self._serves, self._ends = True, False
                 return await self._told(), ()
@@ -145,7 +169,9 @@ class Worker:
 
     # What the daemon wants
 
-    async def _batch(self, batch: Batch, given: list[socket.socket]) -> Done:
+    async def _batch(self, batch: Batch, given: Iterable[socket.socket]) -> Done:
+        """Do all of it; what fails is answered for its place, and harms no other."""
+        listeners = iter(given)
         failed: list[tuple[WirePlace, str]] = []
         ended = 0
         around = self._surroundings
@@ -153,37 +179,50 @@ class Worker:
             around = messages.surroundings_of(batch.surroundings)
         if around != self._surroundings:
             self._surroundings = around
-            async for served in _in_turns(list(self._served.values())):
-                served.change(served.told, self._surroundings)
-        sockets = iter(given)
+            async for place, served in _in_turns(list(self._served.items())):
+                try:
+                    served.change(served.told, self._surroundings)
+                except Exception as error:
+                    failed.append((messages.wire_place(place), _told_of(error)))
         async for one in _in_turns(batch.operations):
-            place = messages.place_of(one.place)
-            match one:
-                case Listen():
-                    given_one = next(sockets)
-                    try:
-                        await self._listen(place, given_one, one)
-                    except OSError as error:
-                        given_one.close()
-                        failed.append((one.place, os.strerror(error.errno or 0)))
-                case Change():
-                    if (known := self._served.get(place)) is not None:
-                        known.change(one.forwarding, self._surroundings)
-                    else:
-                        failed.append((one.place, "nobody listens there"))
-                case Stop():
-                    if one.at_once and place.protocol is Protocol.UDP:
-                        self._end_sessions(place)
-                    self._stop(place)
-                case Cut():
-                    ended += self._cut(place, one)
+            try:
+                ended += await self._operate(one, listeners)
+            except Exception as error:
+                failed.append((one.place, _told_of(error)))
         self._share_out()
         return Done(batch.number, failed, ended)
+
+    async def _operate(self, one: Operation, given: Iterator[socket.socket]) -> int:
+        """Do one operation; return how many connections and sessions it ended.
+
+        Raise OSError and ValueError where it cannot be done.
+        """
+        place = messages.place_of(one.place)
+        match one:
+            case Listen():
+                if (listener := next(given, None)) is None:
+                    raise ValueError(_LOST)
+                try:
+                    await self._listen(place, listener, one)
+                except BaseException:
+                    listener.close()
+                    raise
+            case Change():
+                if (known := self._served.get(place)) is None:
+                    raise ValueError("nobody listens there")
+                known.change(one.forwarding, self._surroundings)
+            case Stop():
+                self._stop(place)
+                if one.at_once and place.protocol is Protocol.UDP:
+                    self._udp.end(place)
+            case Cut():
+                return self._cut(place, one)
+        return 0
 
     async def _listen(self, place: Place, listener: socket.socket, told: Listen) -> None:
         used = self._tcp.descriptors() + self._udp.descriptors()
         if not may_listen(self._descriptors, used):
-            raise OSError(errno.EMFILE, "no descriptor is left for a listener")
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         served = OnDemand(place, told.forwarding, self._surroundings, random.random)
         if place in self._served:
             self._stop(place)
@@ -209,13 +248,6 @@ class Worker:
         else:
             self._tcp.stop(place)
 
-    def _end_sessions(self, place: Place) -> None:
-        served = self._served.get(place)
-        if served is not None and served.made is not None:
-            forwarding = served.made.forwarding
-            for one in {*forwarding.inside, *forwarding.outside}:
-                self._udp.cut(place, one)
-
     def _cut(self, place: Place, told: Cut) -> int:
         endpoint = messages.endpoint_of(told.endpoint)
         if place.protocol is Protocol.UDP:
@@ -235,21 +267,21 @@ class Worker:
         self._share_out()
         return HandedOver(told), given
 
-    def _retire(self) -> None:
+    async def _retire(self) -> None:
         """End as soon as nothing is open any more."""
         self._serves = False
-        for place in list(self._served):
+        async for place in _in_turns(list(self._served)):
             self._stop(place)
         if not self._ends:
             self._ends = True
             self._look()
 
-    def _pause(self) -> None:
+    async def _pause(self) -> None:
         """Accept no connection."""
         self._serves = False
-        for place in list(self._served):
-            if place.protocol is not Protocol.UDP:
-                self._stop(place)
+        accepting = [one for one in self._served if one.protocol is not Protocol.UDP]
+        async for place in _in_turns(accepting):
+            self._stop(place)
 
     def _look(self) -> None:
         if not self._ends:
@@ -310,6 +342,22 @@ class Worker:
         return known.made if known is not None else None
 
 
+def _non_blocking(descriptor: int) -> socket.socket:
+    """Return the socket; one that blocks would stop everything. How it comes is up to others."""
+    made = socket.socket(fileno=descriptor)
+    made.setblocking(False)
+    return made
+
+
+def _told_of(error: Exception) -> str:
+    """Return why an operation failed; what is nobody's but ours is logged as well."""
+    if isinstance(error, OSError):
+        return error.strerror or repr(error)
+    if not isinstance(error, ValueError):
+        log.exception("an operation failed inside")
+    return str(error)
+
+
 async def _in_turns(todo: Sequence[T]) -> AsyncIterator[T]:
     """Yield what there is to be done; connections have their turn in between."""
     for number, one in enumerate(todo, 1):
@@ -319,13 +367,22 @@ async def _in_turns(todo: Sequence[T]) -> AsyncIterator[T]:
 
 
 async def run(number: int, control: socket.socket, descriptors: int) -> None:
-    """Be a worker with so many descriptors until the daemon says that it is over."""
+    """Be a worker with so many descriptors until the daemon says that it is over.
+
+    It ends as well, with what is open, where no daemon could ever reach it again.
+    """
     worker = Worker(number, descriptors)
     talking = asyncio.create_task(worker.answer_daemons(control))
+    over = asyncio.create_task(worker.over.wait())
     try:
-        await worker.over.wait()
+        await asyncio.wait([talking, over], return_when=asyncio.FIRST_COMPLETED)
     finally:
+        over.cancel()
         talking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await talking
+        except asyncio.CancelledError:
+            pass
+        except Exception:
+            log.exception("no daemon is answered any more")
         await worker.close()
