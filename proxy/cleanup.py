@@ -59,6 +59,7 @@ async def clean(
             done.removed += await (driver.leftovers() if dry_run else driver.teardown())
     if set(modes) == set(MODES):
         await _clean_skeleton(done, Nft(inherited=inherited), dry_run=dry_run)
+        await _clean_dns(done, state, dry_run=dry_run)
         _clean_files(done, socket, dry_run=dry_run)
     from vipd.backends import kube_proxy as foreign
 
@@ -71,6 +72,14 @@ async def clean(
         else:
             done.left += theirs
     return done
+
+
+async def _clean_dns(done: Cleaned, state: Path, *, dry_run: bool) -> None:
+    from vipd.dns.server import service, way
+
+    with done.attempt("DNS"):
+        done.removed += await service.leftovers(state, remove=not dry_run)
+        done.removed += await way.leftovers(remove=not dry_run)
 
 
 async def _clean_skeleton(done: Cleaned, nft: Nft, *, dry_run: bool) -> None:

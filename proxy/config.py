@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from vipd.backends.registry import AUTO, MODES
+from vipd.dns.settings import DnsSettings
+from vipd.dns.settings import problems as dns_problems
 from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.model import SCHEDULERS
@@ -55,6 +57,10 @@ class Flags(Struct, frozen=True, kw_only=True):
     ipvs_scheduler: str | None = None
     drain: str | None = None
     socket: str | None = None
+    dns_listen: tuple[str, ...] = ()
+    cluster_domain: tuple[str, ...] = ()
+    dns_allow: tuple[str, ...] = ()
+    dns_workers: int | None = None
 
 
 class DetectLocalSection(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -136,6 +142,7 @@ class VipdConfiguration(
     ipvs: IpvsSection = IpvsSection()
     userspace: UserspaceSection = UserspaceSection()
     drain_seconds: int = DataplaneSettings().drain_seconds
+    dns: DnsSettings = DnsSettings()
     socket: str = DEFAULT_SOCKET
     """Path of the control socket."""
 
@@ -148,6 +155,7 @@ class Config(Struct, frozen=True, kw_only=True):
     socket: str
     node: NodeSettings
     dataplane: DataplaneSettings = DataplaneSettings()
+    dns: DnsSettings = DnsSettings()
 
 
 def load(flags: Flags) -> Config:
@@ -210,6 +218,7 @@ def load(flags: Flags) -> Config:
             service_cidrs=service_cidrs,
         ),
         dataplane=_dataplane(origin, told, flags),
+        dns=_dns(origin, told.dns, flags),
     )
 
 
@@ -248,6 +257,25 @@ def _dataplane(origin: str, told: VipdConfiguration, flags: Flags) -> DataplaneS
         userspace=UserspaceSettings(workers=workers),
         drain_seconds=drain,
     )
+
+
+def _dns(origin: str, told: DnsSettings, flags: Flags) -> DnsSettings:
+    """Return the section, with what flags say instead; raise ConfigError for its first problem."""
+    said: dict[str, tuple[str, object]] = {
+        "listen": ("--dns-listen", flags.dns_listen),
+        "domains": ("--cluster-domain", flags.cluster_domain),
+        "allow": ("--allow", flags.dns_allow),
+        "workers": ("--workers", flags.dns_workers),
+    }
+    given = {
+        field: (flag, value) for field, (flag, value) in said.items() if value not in ((), None)
+    }
+    settings = structs.replace(told, **{field: value for field, (_, value) in given.items()})
+    for problem in dns_problems(settings):
+        field = re.sub(r"\W.*", "", problem.field)
+        where = given[field][0] if field in given else f"{origin}: dns.{problem.field}"
+        raise ConfigError(where, problem.reason)
+    return settings
 
 
 def _seconds(where: str, text: str, longest: int) -> int:

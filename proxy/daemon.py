@@ -12,12 +12,15 @@ import signal
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
+from vipd.dns.server import way
+from vipd.dns.server.service import DnsService
 from vipd.proxy import control, instance, record
 from vipd.proxy.answers import Answers
 from vipd.proxy.choice import begin, choose, require
@@ -25,6 +28,7 @@ from vipd.proxy.config import Config
 from vipd.proxy.departures import Departures
 from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
+from vipd.proxy.settings import NodeSettings
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.manifests import ManifestSource
 from vipd.proxy.switching import Switching
@@ -78,7 +82,9 @@ async def run(config: Config, source: ManifestSource) -> None:
         departures.committed(keys)
         unreplied.committed(keys)
 
-    sync = Sync(config.node, on_update)
+    node = config.node
+    dns = DnsService(config.dns, state_directory, node.cluster_cidrs, node.service_cidrs)
+    sync = Sync(node, on_update, dns.take)
     own_addresses = FollowedAddresses(sync.take, NEED_OWN_ADDRESSES)
     switching = Switching(
         sync,
@@ -95,7 +101,8 @@ async def run(config: Config, source: ManifestSource) -> None:
         config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)
     )
     answers = Answers(config, sync, switching, departures, source, started)
-    server = await control.serve(config.socket, answers.requests())
+    requests = {**answers.requests(), "dns": dns.status}
+    server = await control.serve(config.socket, requests)
     log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)
     if switching.why:
         log.info("mode chosen", mode=start.state.serving, why=switching.why)
@@ -103,17 +110,20 @@ async def run(config: Config, source: ManifestSource) -> None:
     # sync does not come, collections have to.
     gc.disable()
     loop.call_later(LONGEST_WITHOUT_COLLECTION_SECONDS, gc.enable)
-    needed = [
-        asyncio.ensure_future(one)
-        for one in (
-            stop.wait(),
-            _following(sync, source),
-            _serving(switching, config),
-            departures.run(),
-        )
-    ]
+    needed: list[asyncio.Future[Any]] = []
     watching = asyncio.ensure_future(watchdog_forever())
     try:
+        await dns.start()  # may be refused, so before anything is programmed
+        needed += [
+            asyncio.ensure_future(one)
+            for one in (
+                stop.wait(),
+                _following(sync, source),
+                _serving(switching, config),
+                departures.run(),
+                _preparing(dns, node),
+            )
+        ]
         await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
         for task in needed:
             if task.done():
@@ -124,6 +134,7 @@ async def run(config: Config, source: ManifestSource) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await dns.stop()
         await unreplied.stop()
         await own_addresses.stop()
         server.close()
@@ -142,6 +153,12 @@ async def watchdog_forever() -> None:
 async def _following(sync: Sync, source: ManifestSource) -> None:
     """Follow the source; once it has ended, keep serving what it said."""
     await sync.run(source.events())
+    await asyncio.Event().wait()
+
+
+async def _preparing(dns: DnsService, node: NodeSettings) -> None:
+    """Let questions come to the DNS server without connection tracking."""
+    await way.prepare(dns.listens, node.service_cidrs)
     await asyncio.Event().wait()
 
 

@@ -14,13 +14,15 @@ from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Event, Problem, Synced
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
-from vipd.proxy.snapshot import Snapshot, fold
+from vipd.proxy.snapshot import Snapshot, Touched, fold
 from vipd.proxy.virtualserver import Changes, Table
 
 log = structlog.get_logger()
 
 OnUpdate = Callable[[Table, Changes], None]
 """Called with the table as it was before, and what changed."""
+OnFold = Callable[[Sequence[Event], Snapshot, Snapshot, Touched], None]
+"""Called with events, the snapshot before and after them, and what they touched."""
 
 
 class Sync:
@@ -30,6 +32,7 @@ class Sync:
         self,
         settings: NodeSettings,
         on_update: OnUpdate = lambda before, changes: None,
+        on_fold: OnFold = lambda events, before, after, touched: None,
     ) -> None:
         self.settings = settings
         self.snapshot = Snapshot()
@@ -37,7 +40,7 @@ class Sync:
         self.problems: dict[str, ManifestError] = {}
         self.listed = False
         """Whether the source has told everything that existed at its start."""
-        self._on_update = on_update
+        self._on_update, self._on_fold = on_update, on_fold
         self._dataplanes: list[Dataplane] = []
 
     def add(self, dataplane: Dataplane) -> None:
@@ -64,7 +67,9 @@ class Sync:
                 self._note(event)
             elif isinstance(event, Synced):
                 self.listed = True
-        self.snapshot, touched = fold(self.snapshot, events)
+        unfolded = self.snapshot
+        self.snapshot, touched = fold(unfolded, events)
+        self._on_fold(events, unfolded, self.snapshot, touched)
         if not self.listed:
             return
         if not listed:  # resolve everything at once

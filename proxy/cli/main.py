@@ -27,6 +27,7 @@ _COMMANDS = {
     "render": ("vipd.proxy.cli.offline", "render", "The program for manifests, as text; no root."),
     "plan": ("vipd.proxy.cli.offline", "plan", "What a commit of manifests would change, as text."),
     "explain": ("vipd.proxy.cli.explain", "explain", "What a packet meets, step by step, and why."),
+    "dns": ("vipd.proxy.cli.dns", "dns", "The cluster's DNS server: serve it alone."),
     "env": ("vipd.proxy.cli.env", "env", "The variables of services that a pod is started with."),
     "cleanup": ("vipd.proxy.cli.cleanup", "cleanup", "Remove every trace from this node."),
     "lab": ("vipd.proxy.cli.lab", "lab", "A playground of network namespaces."),

@@ -14,6 +14,12 @@ from vipd.proxy.cli.options import drain_option, flags, node_options, socket_opt
     metavar="PATH",
     help="File or folder of manifests, or - for standard input once. Repeatable.",
 )
+@click.option(
+    "--dns-listen",
+    multiple=True,
+    metavar="ADDR:PORT",
+    help="Answer the cluster's names there, over UDP and TCP. Repeatable. Default: nowhere.",
+)
 @node_options
 @drain_option
 @socket_option

@@ -1,0 +1,16 @@
+"""What forwarding gives back: a whole reply, ready to be made the client's.
+
+Lives here: that one type. Pure.
+"""
+
+from typing import NamedTuple
+
+
+class Got(NamedTuple):
+    """A whole reply in wire form: id 0, QR, RD and RA set, question in lower case, no OPT.
+
+    TTLs are already aged. `extended_error` is an RFC 8914 code to tell the client, or None.
+    """
+
+    message: bytes
+    extended_error: int | None = None

@@ -1,0 +1,85 @@
+"""The DNS server without a dataplane: manifests in, answers out, until told to stop.
+
+Lives here: what runs side by side. Must not: know how questions are answered. Needs no privileges
+but for a port below 1024.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+
+import structlog
+
+from vipd.dns.server.service import DnsService
+from vipd.dns.settings import DnsSettings, Listen
+from vipd.proxy.events import Event, Problem
+from vipd.proxy.names import Network
+from vipd.proxy.snapshot import Snapshot, fold
+from vipd.proxy.sources.manifests import ManifestSource
+
+log = structlog.get_logger()
+
+
+async def serve(
+    settings: DnsSettings,
+    source: ManifestSource,
+    pods: Sequence[Network],
+    networks: Sequence[Network],
+    ready: Callable[[Sequence[Listen]], None] = lambda _: None,
+) -> None:
+    """Answer from the source until SIGTERM or SIGINT; the workers end with it.
+
+    `ready` is called with the addresses once everything that existed at the start is answered.
+    Raise ConfigError where an address is taken, Busy or UnknownResult where no worker starts.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    service = DnsService(settings, None, pods, networks)
+    await service.start()
+    following = _Following(service)
+
+    async def tell_ready() -> None:
+        await service.in_step()
+        ready(service.listens)
+
+    needed: list[asyncio.Future[object]] = [asyncio.ensure_future(stop.wait())]
+    needed += [
+        asyncio.ensure_future(_forever(one))
+        for one in (following.run(source.events()), tell_ready())
+    ]
+    try:
+        await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
+        for task in needed:
+            if task.done():
+                task.result()
+    finally:
+        for task in needed:
+            task.cancel()
+        await asyncio.gather(*needed, return_exceptions=True)
+        await service.stop()
+
+
+class _Following:
+    """Folds what sources say, and lets the service have it."""
+
+    def __init__(self, service: DnsService) -> None:
+        self._service = service
+        self._snapshot = Snapshot()
+
+    async def run(self, source: AsyncIterator[Sequence[Event]]) -> None:
+        async for events in source:
+            for event in events:
+                if isinstance(event, Problem) and event.error is not None:
+                    log.warning("not read", problem=str(event.error))
+            before = self._snapshot
+            self._snapshot, touched = fold(before, events)
+            self._service.take(events, before, self._snapshot, touched)
+            await asyncio.sleep(0)
+
+
+async def _forever(work: Coroutine[object, object, None]) -> None:
+    """Do it, and wait for ever then."""
+    await work
+    await asyncio.Event().wait()

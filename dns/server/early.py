@@ -1,0 +1,28 @@
+"""What libraries import only when they need it: here, while this process may still read everything.
+
+Lives here: imports. Must not: do anything else. As nobody, a process may not get at a Python that
+lies in somebody's home, or at a virtual environment there.
+"""
+
+from importlib import import_module
+
+_THREADS = ("concurrent.futures.thread",)
+_WATCHED_FILES = (
+    "anyio._backends._asyncio",
+    "anyio._core._eventloop",
+    "anyio._core._synchronization",
+    "anyio._core._tasks",
+    "anyio.abc",
+    "anyio.lowlevel",
+    "anyio.to_thread",
+)
+_RECORD_TYPES = (
+    *(f"dns.rdtypes.ANY.{one}" for one in ("CAA", "CNAME", "HINFO", "MX", "PTR", "TXT")),
+    *(f"dns.rdtypes.IN.{one}" for one in ("A", "AAAA", "HTTPS", "SRV", "SVCB")),
+)
+
+
+def import_early() -> None:
+    """Import them: 1 MB."""
+    for name in (*_THREADS, *_WATCHED_FILES, *_RECORD_TYPES):
+        import_module(name)

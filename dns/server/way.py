@@ -1,0 +1,132 @@
+"""The way of questions to the server: addresses that are the node's, and no connection tracking.
+
+Lives here: local routes to the addresses that are only there for DNS, and the table that keeps its
+traffic out of conntrack. Must not: decide where is answered. As NodeLocal DNSCache does it, but for
+the dummy interface: a route with a protocol number of ours says whose it is.
+
+Tracking costs DNS more than it gives: each question is an entry that stays for 30 s, and two
+questions from one port at once race for one entry where they are translated, which loses one of
+them. What is not tracked is not translated either: the service's own address is answered here.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+import structlog
+
+from vipd.backends.local_routes import LocalRoutes, Wanted
+from vipd.backends.nftables.tool import Nft
+from vipd.dns.settings import Listen
+from vipd.proxy.errors import DataplaneError
+from vipd.proxy.names import Address, Network
+
+ROUTE_PROTOCOL = 117
+"""Number of our routes, next to those of the modes; iproute2's names leave it free."""
+TABLE = "inet vipd-dns"
+
+log = structlog.get_logger()
+
+
+def belongs(address: Address, networks: Collection[Network]) -> bool:
+    """Return whether an address is there for DNS only: IPv4 link-local, or a cluster IP.
+
+    Any other has to be the node's already. One that is somebody else's would be cut off from here.
+    """
+    local = address.version == 4 and address.is_link_local
+    return local or any(one.version == address.version and address in one for one in networks)
+
+
+async def prepare(listens: Sequence[Listen], networks: Collection[Network]) -> None:
+    """Make the addresses the node's, and keep DNS untracked; what was for others is taken away.
+
+    What cannot be done is logged: the server works where the node brings the rest.
+    """
+    try:
+        await asyncio.to_thread(_route, [one.address for one in listens], networks)
+    except DataplaneError as error:
+        log.warning("DNS addresses are not added", why=str(error))
+    nft = Nft()
+    if nft.path is None:
+        if listens:
+            log.info("DNS is tracked by conntrack", why="nft is not there")
+        return
+    try:
+        if listens:
+            await nft.run(["-f", "-"], table(listens))
+        else:
+            await _remove_table(nft)
+    except DataplaneError as error:
+        log.warning("DNS is tracked by conntrack", why=str(error))
+
+
+async def leftovers(*, remove: bool) -> list[str]:
+    """Return what there is of ours, in words, and take it away where that is asked for.
+
+    Raise DataplaneError.
+    """
+    nft = Nft()
+    found = [f"table {TABLE}"] if nft.path is not None and await _has_table(nft) else []
+    if found and remove:
+        await _remove_table(nft)
+    ours = await asyncio.to_thread(_ours)
+    if remove:
+        for error in (await asyncio.to_thread(_remove, ours)).values():
+            raise error
+    return found + [f"local route to {one}" for one in ours]
+
+
+def table(listens: Sequence[Listen]) -> str:
+    """Return the table as nft reads it; it replaces what is there."""
+    lines = [f"add table {TABLE}", f"delete table {TABLE}", f"add table {TABLE}"]
+    for chain, hook in (("arriving", "prerouting"), ("leaving", "output")):
+        lines.append(f"add chain {TABLE} {chain} {{ type filter hook {hook} priority raw; }}")
+    for family, version in (("ip", 4), ("ip6", 6)):
+        places = [one for one in dict.fromkeys(listens) if one.address.version == version]
+        if not places:
+            continue
+        elements = ", ".join(f"{one.address} . {one.port}" for one in places)
+        kind = "ipv4_addr" if version == 4 else "ipv6_addr"
+        lines.append(f"add set {TABLE} {family}-places {{ type {kind} . inet_service; }}")
+        lines.append(f"add element {TABLE} {family}-places {{ {elements} }}")
+        for chain, ends in (("arriving", "d"), ("leaving", "ds")):
+            lines += [
+                f"add rule {TABLE} {chain} meta l4proto {{ tcp, udp }} "
+                f"{family} {end}addr . th {end}port @{family}-places notrack"
+                for end in ends
+            ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+async def _has_table(nft: Nft) -> bool:
+    family, name = TABLE.split()
+    return (family, name) in await nft.tables()
+
+
+async def _remove_table(nft: Nft) -> None:
+    if await _has_table(nft):
+        await nft.run(["-f", "-"], f"delete table {TABLE}\n")
+
+
+def _route(wanted: Sequence[Address], networks: Collection[Network]) -> None:
+    """Let there be routes to those of the addresses that are not the node's, and no others."""
+    routes = LocalRoutes(ROUTE_PROTOCOL)
+    there = routes.listed()
+    ours = {one.address for one in there if one.protocol == ROUTE_PROTOCOL}
+    others = {one.address for one in there if one.protocol != ROUTE_PROTOCOL and one.is_local}
+    needed = {one for one in wanted if belongs(one, networks) and one not in others}
+    changes = [Wanted("add", one) for one in sorted(needed - ours, key=str)]
+    changes += [Wanted("del", one) for one in sorted(ours - needed, key=str)]
+    for error in routes.change(changes).values():
+        raise error
+    for one in wanted:
+        if one not in others | needed and not one.is_loopback:
+            log.warning("DNS is not reachable at an address that is not the node's", address=one)
+
+
+def _ours() -> list[Address]:
+    there = LocalRoutes(ROUTE_PROTOCOL).listed()
+    return [one.address for one in there if one.protocol == ROUTE_PROTOCOL]
+
+
+def _remove(ours: Sequence[Address]) -> dict[Wanted, DataplaneError]:
+    return LocalRoutes(ROUTE_PROTOCOL).change([Wanted("del", one) for one in ours])
