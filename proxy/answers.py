@@ -23,7 +23,7 @@ from vipd.proxy.errors import ControlError, DataplaneError
 from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.question import question
-from vipd.proxy.sources.manifests import ManifestSource
+from vipd.proxy.sources.protocol import Source
 from vipd.proxy.status import Status, SwitchReport, judged
 from vipd.proxy.switch import LONGEST_DRAIN_SECONDS
 from vipd.proxy.switching import Switching
@@ -53,7 +53,7 @@ class Answers:
         sync: Sync,
         switching: Switching,
         departures: Departures,
-        source: ManifestSource,
+        source: Source,
         started: float,
     ) -> None:
         self._config = config

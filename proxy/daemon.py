@@ -30,7 +30,7 @@ from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.sources.addresses import FollowedAddresses
-from vipd.proxy.sources.manifests import ManifestSource
+from vipd.proxy.sources.protocol import Source
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
 from vipd.proxy.unreplied import Unreplied
@@ -42,7 +42,7 @@ LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 log = structlog.get_logger()
 
 
-async def run(config: Config, source: ManifestSource) -> None:
+async def run(config: Config, source: Source) -> None:
     """Serve what the source says until SIGTERM or SIGINT.
 
     Raise ConfigError, SourceError or Unsupported where it cannot start; nothing is programmed then.
@@ -52,8 +52,9 @@ async def run(config: Config, source: ManifestSource) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    await source.check()  # before anything is made
     if os.geteuid() != 0:
-        await choose(config)  # before anything is made
+        await choose(config)
     lock = instance.take()
     inherited = (lock.fileno(),)
     state_directory = Path(config.socket).parent
@@ -150,7 +151,7 @@ async def watchdog_forever() -> None:
     await asyncio.Event().wait()
 
 
-async def _following(sync: Sync, source: ManifestSource) -> None:
+async def _following(sync: Sync, source: Source) -> None:
     """Follow the source; once it has ended, keep serving what it said."""
     await sync.run(source.events())
     await asyncio.Event().wait()

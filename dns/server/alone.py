@@ -15,14 +15,14 @@ from vipd.dns.settings import DnsSettings, Listen
 from vipd.proxy.events import Event, Problem
 from vipd.proxy.names import Network
 from vipd.proxy.snapshot import Snapshot, fold
-from vipd.proxy.sources.manifests import ManifestSource
+from vipd.proxy.sources.protocol import Source
 
 log = structlog.get_logger()
 
 
 async def serve(
     settings: DnsSettings,
-    source: ManifestSource,
+    source: Source,
     pods: Sequence[Network],
     networks: Sequence[Network],
     ready: Callable[[Sequence[Listen]], None] = lambda _: None,
@@ -32,6 +32,7 @@ async def serve(
     `ready` is called with the addresses once everything that existed at the start is answered.
     Raise ConfigError where an address is taken, Busy or UnknownResult where no worker starts.
     """
+    await source.check()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vipd.proxy.cli.options import flags, json_option, socket_option
+from vipd.proxy.cli.options import flags, json_option, kubeconfig_option, socket_option
 
 if TYPE_CHECKING:
     from vipd.dns.server.service import DnsStatus
@@ -25,7 +25,7 @@ def dns() -> None:
     metavar="PATH",
     help="File or folder of manifests, or - for standard input once. Repeatable.",
 )
-@click.option("--kubeconfig", metavar="FILE", help="Not yet: follow a cluster's API server.")
+@kubeconfig_option
 @click.option(
     "--listen",
     "dns_listen",
@@ -60,7 +60,6 @@ def dns() -> None:
 def serve(
     manifests: tuple[str, ...],
     more: tuple[str, ...],
-    kubeconfig: str | None,
     log_format: str,
     **told: Any,
 ) -> None:
@@ -76,22 +75,18 @@ def serve(
     from vipd.proxy import logs
     from vipd.proxy.config import load
     from vipd.proxy.errors import ConfigError
-    from vipd.proxy.sources.manifests import ManifestSource
+    from vipd.proxy.sources.chosen import source
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
-    if kubeconfig is not None:
-        raise ConfigError("--kubeconfig", "is not there yet; use --manifests")
     config = load(flags((*manifests, *more), **told))
-    if not config.manifests:
-        raise ConfigError("--manifests", "say where the manifests are, such as --manifests DIR")
     if not config.dns.listen:
         raise ConfigError("--listen", "say where to answer, such as --listen 127.0.0.1:5353")
     logs.configure(log_format)
-    source = ManifestSource(config.manifests)
+    chosen = source(config, node=False)
     node = config.node
     asyncio.run(
-        alone.serve(config.dns, source, node.cluster_cidrs, node.service_cidrs, _tell_ready)
+        alone.serve(config.dns, chosen, node.cluster_cidrs, node.service_cidrs, _tell_ready)
     )
 
 

@@ -65,6 +65,9 @@ class ManifestSource:
         """How many objects of kinds that are not read there are (``apps/v1 Deployment``)."""
         return self._reading.passed_over
 
+    async def check(self) -> None:
+        """Nothing is left to be said that was not when it was made."""
+
     async def events(self) -> AsyncIterator[list[Event]]:
         """Yield what changed, as it changes; the first batch is everything and ends with Synced."""
         first: tuple[Event, ...] = (Synced(),)
