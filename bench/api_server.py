@@ -172,7 +172,9 @@ class ApiServer:
                 async with asyncio.timeout(seconds):
                     async for texts in self._stream(collection, changes, meant, bookmarks):
                         await response.write(texts)
-        except (asyncio.CancelledError, ConnectionError):
+        except ConnectionError:
+            pass  # whoever watched has gone
+        except asyncio.CancelledError:
             if request.transport is not None:
                 request.transport.abort()
             raise

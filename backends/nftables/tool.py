@@ -8,6 +8,7 @@ import asyncio
 import os
 import shutil
 import signal
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
@@ -26,6 +27,10 @@ _TRANSIENT = (
 """What errno texts say that the same transaction may work later."""
 PATIENCE_SECONDS = 300.0
 """How long one run of nft may take before it is killed; 250,000 elements take about 4 s."""
+
+
+STARTED: deque[int] = deque(maxlen=256)
+"""The process ids of the last runs: what the kernel tells of changes names who made them."""
 
 
 class Nft:
@@ -73,7 +78,7 @@ class Nft:
             while left:
                 left = left[os.write(script, left) :]
             os.lseek(script, 0, os.SEEK_SET)
-            return await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 self.path or "nft",
                 *arguments,
                 stdin=script,
@@ -82,6 +87,8 @@ class Nft:
                 env={**os.environ, "LC_ALL": "C"},
                 pass_fds=self._inherited,
             )
+            STARTED.append(process.pid)
+            return process
         finally:
             os.close(script)
 

@@ -313,7 +313,6 @@ class TestMeddling:
         assert second.outcome("client-1") == f"{LOCAL} saw client-1"
         assert cluster.matches_the_kernel()
 
-    @pytest.mark.xfail(reason="vipd does not look for drift yet: only a change that fails tells it")
     @pytest.mark.parametrize(
         "damage",
         [("flush", "table", "ip", "vipd"), ("flush", "chain", "ip", "vipd", "dispatch")],
