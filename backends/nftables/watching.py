@@ -12,7 +12,7 @@ import struct
 from collections.abc import AsyncIterator
 
 from vipd.backends.nftables import tool
-from vipd.backends.nftables.notified import Notified, Transaction
+from vipd.backends.nftables.notified import Notified
 from vipd.backends.watching import Drift
 
 _NETFILTER = 12  # NETLINK_NETFILTER
@@ -38,13 +38,8 @@ async def drifts() -> AsyncIterator[Drift]:
                 yield Drift(("notifications were lost",), "")
                 continue
             for one in notified.feed(datagram):
-                if one.touched and not _is_ours(one):
+                if one.touched and not await tool.RUNS.include(one.port, one.process):
                     yield Drift(one.touched, f"{one.name} (process {one.process})")
-
-
-def _is_ours(one: Transaction) -> bool:
-    """Whether a run of nft of this process did it."""
-    return one.port in tool.STARTED or one.process in tool.STARTED
 
 
 def _without_new_elements(watching: socket.socket) -> None:
