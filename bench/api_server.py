@@ -46,16 +46,23 @@ class ApiServer:
         self._runner: web.AppRunner | None = None
 
     async def start(
-        self, host: str = "127.0.0.1", port: int = 0, context: ssl.SSLContext | None = None
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        context: ssl.SSLContext | None = None,
+        path: str | None = None,
     ) -> int:
-        """Listen, and return the port."""
+        """Listen, on a Unix socket at `path` too, and return the port."""
         app = web.Application(client_max_size=64 << 20)
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=context)
         await site.start()
-        return int(self._runner.addresses[0][1])
+        port = int(self._runner.addresses[0][1])
+        if path is not None:
+            await web.UnixSite(self._runner, path).start()
+        return port
 
     async def stop(self) -> None:
         """Listen no more, and cut everything off."""
