@@ -237,12 +237,13 @@ def _allowed_sources(
 ) -> tuple[Network, ...] | None:
     """Return the collapsed source ranges of a family, or None where everyone may connect.
 
-    Ranges of the other family alone do not restrict this one. Where a range holds the node's own
+    Ranges of the other family alone do not restrict this one, unless one was left out as wrong: it
+    may have been this family's, and nobody is let in who should not be. Where a range holds the node's own
     address, the load-balancer addresses are allowed too: the node may use them as its source.
     """
     ranges = [one for one in service.source_ranges if family_of(one) is family]
     if not ranges:
-        return None
+        return () if service.ranges_lost else None
     if any(address in one for one in ranges for address in own if family_of(address) is family):
         vips = [ip for ip in service.load_balancer_ips if family_of(ip) is family]
         ranges += [ip_network(vip) for vip in vips]
