@@ -103,7 +103,7 @@ class Answers:
             failure=serving.failure,
             problems=tuple(str(error) for error in sync.problems.values()),
             conflicts=tuple(map(str, table.contested.values())),
-            rejected=tuple(f"{key}: {error}" for key, error in serving.rejected.items()),
+            rejected=tuple(views.rejected(table, serving.rejected)),
             notes=(*notes, *silence),
             passed_over=views.passed_over(self._source.passed_over),
             why_mode=switching.why,
@@ -130,7 +130,8 @@ class Answers:
         usage = Usage()
         if word == COUNTERS and isinstance(driver, Counting):
             usage = await driver.usage(servers)
-        return await asyncio.to_thread(views.services, servers, usage.by_server)
+        rejected = {key: str(error) for key, error in self._switching.serving.rejected.items()}
+        return await asyncio.to_thread(views.services, servers, usage.by_server, rejected)
 
     async def _workers(self) -> tuple[tuple[WorkerView, ...], tuple[str, ...]]:
         """Return the workers of the serving dataplane, and a sentence where they do not answer."""
@@ -179,6 +180,7 @@ class Answers:
             serving.mode,
             serving.program,
             serving.driver,
+            serving.rejected,
         )
 
     async def environment(self, argument: str) -> Environment:

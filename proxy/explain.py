@@ -43,6 +43,8 @@ class Verdict(StrEnum):
     DROP = "drop"
     PASS = "pass"
     """vipd does not touch it."""
+    UNSERVED = "unserved"
+    """A virtual server should answer, and this mode does not serve it: the path tells the rest."""
 
 
 class Chance(Struct, frozen=True, omit_defaults=True):
@@ -95,6 +97,8 @@ class Explanation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     verdict: Verdict
     why: str
     """What the verdict means, and where it comes from."""
+    rejected: str = ""
+    """Why the mode serves the virtual server otherwise than it should."""
     server: Answering | None = None
     policy: tuple[str, ...] = ()
     masquerade: str = ""

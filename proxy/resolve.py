@@ -238,8 +238,9 @@ def _allowed_sources(
     """Return the collapsed source ranges of a family, or None where everyone may connect.
 
     Ranges of the other family alone do not restrict this one, unless one was left out as wrong: it
-    may have been this family's, and nobody is let in who should not be. Where a range holds the node's own
-    address, the load-balancer addresses are allowed too: the node may use them as its source.
+    may have been this family's, and nobody is let in who should not be. Where a range holds the
+    node's own address, the load-balancer addresses are allowed too: the node may use them as its
+    source.
     """
     ranges = [one for one in service.source_ranges if family_of(one) is family]
     if not ranges:

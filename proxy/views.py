@@ -4,7 +4,7 @@ Lives here: their JSON shape, made from virtual servers. Pure. Must not: format 
 (cli/), nor read counters itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from msgspec import Struct
@@ -18,6 +18,7 @@ from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Table, Use, VirtualServer
 
 _NOTHING: Mapping[Key, ServerUsage] = MappingProxyType({})
+_NONE: Mapping[Key, str] = MappingProxyType({})
 
 
 class EndpointView(Struct, frozen=True, omit_defaults=True):
@@ -56,17 +57,30 @@ class VirtualServerView(Struct, frozen=True, omit_defaults=True):
     """Whether endpoints that fail are never set aside, where the mode would."""
     counters: CountersView | None = None
     """None where nobody asked for them, or the mode has none."""
+    rejected: str | None = None
+    """Why the dataplane does not serve it, or not as it should."""
 
 
 def services(
-    virtual_servers: Iterable[VirtualServer], usage: Mapping[Key, ServerUsage] = _NOTHING
+    virtual_servers: Iterable[VirtualServer],
+    usage: Mapping[Key, ServerUsage] = _NOTHING,
+    rejected: Mapping[Key, str] = _NONE,
 ) -> list[VirtualServerView]:
     """Return the views of virtual servers, sorted by service, then by address."""
     ordered = sorted(virtual_servers, key=lambda one: (one.owner, one.key.sort_key()))
-    return [_view(one, usage.get(one.key)) for one in ordered]
+    return [_view(one, usage.get(one.key), rejected.get(one.key)) for one in ordered]
 
 
-def _view(server: VirtualServer, usage: ServerUsage | None) -> VirtualServerView:
+def rejected(table: Table, refused: Mapping[Key, Exception]) -> Iterator[str]:
+    """Yield a sentence on each virtual server that a dataplane refused, with whose it is."""
+    for key, error in refused.items():
+        claims = table.claims.get(key)
+        yield f"{claims[0].owner} at {key}: {error}" if claims else f"{key}: {error}"
+
+
+def _view(
+    server: VirtualServer, usage: ServerUsage | None, rejected: str | None
+) -> VirtualServerView:
     reachable = server.cluster if server.use is Use.CLUSTER else server.local
     sources = server.allowed_sources
     return VirtualServerView(
@@ -85,6 +99,7 @@ def _view(server: VirtualServer, usage: ServerUsage | None) -> VirtualServerView
         proxy_protocol=server.proxy_protocol,
         keeps_failing=server.keeps_failing,
         counters=None if usage is None else counters(usage),
+        rejected=rejected,
     )
 
 

@@ -200,7 +200,7 @@ class IpvsDriver:
     async def _units(self, units: Sequence[Unit]) -> dict[Key, DataplaneError]:
         """Do all units, kind by kind: each kind is one batch, whatever the number of units."""
         rejected: dict[Key, DataplaneError] = {
-            unit.key: Rejected(str(unit.key), unit.conflict)
+            unit.key: Rejected("", unit.conflict)
             for unit in units
             if unit.conflict and unit.key is not None
         }

@@ -174,7 +174,7 @@ class UserspaceDriver:
     ) -> dict[Key, DataplaneError]:
         """Do all units kind by kind, whatever their number, in the order that plan.py explains."""
         rejected: dict[Key, DataplaneError] = {
-            unit.key: Rejected(str(unit.key), unit.conflict)
+            unit.key: Rejected("", unit.conflict)
             for unit in units
             if unit.conflict and unit.key is not None
         }

@@ -41,7 +41,9 @@ def services(name: str | None, wide: bool, socket: str | None, as_json: bool) ->
     if wanted is not None:
         shown = [one for one in shown if wanted in (one.service, one.service.rpartition(":")[0])]
         if not shown:
-            raise ControlError(f"no service {wanted} is served here")
+            raise ControlError(
+                f"no service {wanted} is served here (what could not be read: `vipd status`)"
+            )
     if as_json:
         print_json(msgspec.json.encode(shown))
         return
@@ -91,12 +93,14 @@ def _number(value: int | None) -> str:
 
 
 def _notes(one: "VirtualServerView") -> Iterator[str]:
+    if one.rejected is not None:
+        yield f"REJECTED: {one.rejected}"
     if one.algorithm != "random":
         yield one.algorithm
     if one.affinity_seconds:
         yield f"affinity {one.affinity_seconds}s"
-    if one.allowed_sources:
-        yield f"from {','.join(one.allowed_sources)}"
+    if one.allowed_sources is not None:
+        yield f"from {','.join(one.allowed_sources) or 'nobody'}"
     if one.policy != "cluster":
         yield "local only"
     if one.proxy_protocol:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -34,6 +35,14 @@ BOTH_KINDS = pytest.mark.modes("nftables", "userspace")
 @pytest.fixture(scope="module")
 def flags() -> tuple[str, ...]:
     return ("--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48")
+
+
+@pytest.fixture(autouse=True)
+def as_seen(cluster: Cluster) -> Iterator[None]:
+    """Here it matters whom an endpoint saw, whatever the table says."""
+    cluster.as_promised = False
+    yield
+    cluster.as_promised = True
 
 
 def explained(

@@ -21,7 +21,7 @@ from vipd.proxy import answers, counted, views
 from vipd.proxy.answers import Answers
 from vipd.proxy.cli.reads import MOST_WORKERS, worker_lines
 from vipd.proxy.cli.services import table
-from vipd.proxy.errors import Busy
+from vipd.proxy.errors import Busy, Rejected
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
 from vipd.proxy.virtualserver import Endpoint, Key, Kind, NodeNetwork, Table, Use, VirtualServer
 
@@ -89,10 +89,20 @@ class Counts:
         return Usage({one.key: COUNTED for one in servers}, (WORKER,))
 
 
-def answering(driver: object) -> Answers:
+def answering(driver: object, **rejected: Exception) -> Answers:
+    """The daemon's answers; `rejected` are services by their names."""
     everything = Map({one.key: (one,) for one in (WEB, API)})
     sync = SimpleNamespace(table=Table(Map(), everything, Map(), NodeNetwork()))
-    switching = SimpleNamespace(serving=SimpleNamespace(driver=driver))
+    switching = SimpleNamespace(
+        serving=SimpleNamespace(
+            driver=driver,
+            rejected={
+                one.key: rejected[one.owner.service.name]
+                for one in (WEB, API)
+                if one.owner.service.name in rejected
+            },
+        )
+    )
     nothing: Any = None
     made: Any = (nothing, sync, switching, nothing, nothing, 0.0)
     return Answers(*made)
@@ -122,6 +132,19 @@ async def test_a_mode_that_counts_nothing_is_shown_as_before() -> None:
     assert headings == ("SERVICE", "KIND", "ADDRESS", "ENDPOINTS", "NOTES")
     assert {len(row) for row in rows} == {len(headings)}
     assert await asking._workers() == ((), ())
+
+
+async def test_what_was_rejected_is_told_with_the_reason() -> None:
+    asking = answering(Counts(), web=Rejected("", "the port is taken"))
+    for told in (await asking.services(), await asking.services("counters")):
+        assert [one.rejected for one in told] == [None, "the port is taken"]
+        _, rows = table(told)
+        assert ["REJECTED: the port is taken" in row[-1] for row in rows] == [False, True]
+    told = await asking.services()
+    again = msgspec.json.decode(msgspec.json.encode(told), type=list[views.VirtualServerView])
+    assert again == told
+    sentence = views.rejected(asking._sync.table, {WEB.key: Rejected("", "the port is taken")})
+    assert list(sentence) == ["shop/web:http at 10.96.0.1:80/TCP: the port is taken"]
 
 
 async def test_workers_that_do_not_answer_are_a_sentence(
@@ -190,6 +213,7 @@ def test_options_of_a_service_are_notes() -> None:
     told = row(asked, None)
     assert told["NOTES"] == "local only, PROXY protocol, failing endpoints stay"
     assert "OPEN" not in told
+    assert row(server("web", allowed_sources=()), None)["NOTES"] == "from nobody"
 
 
 def test_what_a_mode_does_not_count_is_a_dash() -> None:

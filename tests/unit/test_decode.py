@@ -168,7 +168,7 @@ def test_a_wrong_entry_is_left_out_and_the_rest_is_kept() -> None:
         "Service",
         spec={
             "ports": [{"port": 80}],
-            "externalIPs": ["192.0.2.1", "nonsense", "", " ", "0.0.0.0"],  # noqa: S104
+            "externalIPs": ["192.0.2.1", "nonsense", "", " ", "0.0.0.0"],
             "loadBalancerSourceRanges": ["10.0.0.0/8", "fd00::/129"],
         },
         status={"loadBalancer": {"ingress": [{"ip": "x"}, {"ip": "203.0.113.1"}, {"ip": "::"}]}},
@@ -410,7 +410,12 @@ def test_any_text_where_text_belongs(text: str, kind: str) -> None:
             addressType="IPv4",
             endpoints=[{"addresses": [text]}],
             subsets=[{"addresses": [{"ip": text}]}],
-            spec={"clusterIP": text, "externalIPs": [text], "ports": [{"port": 1, "targetPort": text}], "cidrs": [text]},
+            spec={
+                "clusterIP": text,
+                "externalIPs": [text],
+                "ports": [{"port": 1, "targetPort": text}],
+                "cidrs": [text],
+            },
             status={"podIP": text, "addresses": [{"type": "InternalIP", "address": text}]},
         )
     )
