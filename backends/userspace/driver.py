@@ -37,6 +37,7 @@ from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
 from vipd.proxy.settings import DataplaneSettings
 from vipd.proxy.virtualserver import Endpoint, Key, VirtualServer
+from vipd.proxy.words import counted
 
 ELEMENTS_AT_ONCE = 10_000
 SHORTEST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 0.5, 10.0
@@ -60,8 +61,9 @@ class UserspaceDriver:
     ) -> None:
         self._nft = Nft(inherited=inherited)
         self._routes = LocalRoutes(ROUTE_PROTOCOL)
+        self._folder = state / "workers"
         self._workers = Workers(
-            settings.userspace.workers or len(os.sched_getaffinity(0)), state / "workers"
+            settings.userspace.workers or len(os.sched_getaffinity(0)), self._folder
         )
         self._waiting: dict[Thing, Value] = {}
         self._order = asyncio.Lock()
@@ -144,7 +146,14 @@ class UserspaceDriver:
         words = [f"table {word} {TABLE}" for word in await self._tables()]
         words += [f"local route {one}" for one in await self._addresses()]
         await self._workers.find()
-        return [*words, *(["workers"] if self._workers.is_running else [])]
+        if running := self._workers.running:
+            is_open = (await self._workers.open()).total()
+            words.append(f"{counted(running, 'worker')} with {counted(is_open, 'open connection')}")
+        # Each worker has a socket there; more are those of another network namespace.
+        with contextlib.suppress(OSError):
+            if len(os.listdir(self._folder)) == running:
+                words.append(f"folder {self._folder}")
+        return words
 
     async def teardown(self) -> Sequence[str]:
         """Remove what is ours: workers, routes, tables."""
@@ -156,6 +165,8 @@ class UserspaceDriver:
             words = await self.leftovers()
             self._waiting.clear()
             await self._workers.quit()
+            with contextlib.suppress(OSError):  # one that is not empty is in use
+                self._folder.rmdir()
             gone = [Wanted("del", one) for one in await self._addresses()]
             await asyncio.to_thread(self._routes.change, gone)
             tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
