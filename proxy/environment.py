@@ -15,6 +15,7 @@ from vipd.proxy.decode_fields import is_name, shown
 from vipd.proxy.errors import ConfigError, ControlError, QuestionError
 from vipd.proxy.model import Pod, Service, ServicePort, ServiceType
 from vipd.proxy.names import Address, NamespacedName
+from vipd.proxy.words import counted
 
 KUBERNETES = NamespacedName("default", "kubernetes")
 """The service that every pod gets variables of, whatever its namespace and its spec."""
@@ -202,4 +203,4 @@ def _absences(
 def _said(clashes: Sequence[str]) -> Iterator[str]:
     yield from clashes[:MOST_CLASHES]
     if len(clashes) > MOST_CLASHES:
-        yield f"{len(clashes) - MOST_CLASHES} more variables are wanted by two services"
+        yield f"two services want {counted(len(clashes) - MOST_CLASHES, 'more variable')}"

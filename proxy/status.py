@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct, structs
 
 from vipd.proxy.counted import WorkerView
+from vipd.proxy.words import counted
 
 
 class LastSync(Struct, frozen=True):
@@ -116,6 +117,8 @@ def judged(status: Status) -> Status:
 def drain_lines(drains: Iterable[DrainView], now: float) -> Iterator[str]:
     """Yield what people read of dataplanes that drain: flows, until when, and where they are."""
     for one in drains:
-        flows = "flows not counted yet" if one.flows is None else f"{one.flows} flows left"
+        flows = (
+            "flows not counted yet" if one.flows is None else f"{counted(one.flows, 'flow')} left"
+        )
         yield f"{one.mode}: {flows}, until they end or for {max(0.0, one.deadline - now):.0f} s"
         yield from (f"  {count} on {server}" for server, count in one.where.items())

@@ -59,9 +59,9 @@ def cleanup(
         if pid is not None:
             # It serves another network namespace, and its files are in the same folder.
             click.echo(
-                f"vipd: a daemon (pid {pid or 'unknown'}) listens on {path}: stop it first, or name "
-                "another --socket: what is in this network namespace is removed, and that daemon's "
-                "files are left alone",
+                f"vipd: a daemon (pid {pid or 'unknown'}) listens on {path}: stop it first, or "
+                "name another --socket: then what is in this network namespace is removed, and "
+                "that daemon's files are left alone",
                 err=True,
             )
             sys.exit(1)

@@ -17,7 +17,7 @@ from vipd.backends.usage import (
     Usage,
     WorkerUsage,
 )
-from vipd.proxy import answers, counted, views
+from vipd.proxy import answers, counted, views, words
 from vipd.proxy.answers import Answers
 from vipd.proxy.cli.reads import MOST_WORKERS, worker_lines
 from vipd.proxy.cli.services import table
@@ -219,6 +219,13 @@ def test_options_of_a_service_are_notes() -> None:
 def test_what_a_mode_does_not_count_is_a_dash() -> None:
     told = row(WEB, ServerUsage(so_far=9))
     assert (told["OPEN"], told["SO FAR"], told["NOTES"]) == ("-", "9", "")
+
+
+def test_one_thing_is_one_thing() -> None:
+    one = msgspec.structs.replace(counted.worker(WORKER), restarts=1, listeners=1)
+    (line, _) = worker_lines([one])
+    assert line == "workers    0: pid 7, up 3 min, 1 listener, 3 open, 1 restart"
+    assert [words.counted(count, "flow") for count in range(3)] == ["0 flows", "1 flow", "2 flows"]
 
 
 def test_workers_are_told_one_by_one_as_far_as_there_is_room() -> None:

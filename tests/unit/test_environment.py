@@ -155,7 +155,7 @@ def test_clashes_are_named_up_to_a_number() -> None:
     services = [a_service(f"web{i}{end}", i + 1) for i in range(20) for end in ("", "-service")]
     notes = environment(Wanted(namespace="default"), by_name(*services)).notes
     assert sum("wants" in note for note in notes) == MOST_CLASHES
-    assert notes[-1] == "10 more variables are wanted by two services"
+    assert notes[-1] == "two services want 10 more variables"
 
 
 def test_a_pod_without_pods() -> None:
