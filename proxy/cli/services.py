@@ -84,7 +84,7 @@ def _row(one: "VirtualServerView", *, counted: bool, every: bool) -> Sequence[st
         f"{one.address}/{one.protocol}",
         target if target else f"none: {one.refusal}",
         *(counters if counted else ()),
-        ", ".join(_notes(one)),
+        ", ".join(_notes(one, every=every)),
     )
 
 
@@ -92,7 +92,7 @@ def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _notes(one: "VirtualServerView") -> Iterator[str]:
+def _notes(one: "VirtualServerView", *, every: bool) -> Iterator[str]:
     if one.rejected is not None:
         yield f"REJECTED: {one.rejected}"
     if one.algorithm != "random":
@@ -108,6 +108,8 @@ def _notes(one: "VirtualServerView") -> Iterator[str]:
     if one.keeps_failing:
         yield "failing endpoints stay"
     if one.counters is not None:
+        if every and one.affinity_seconds:
+            yield f"{one.counters.remembered or 0} remembered"
         yield from _alarms(one.counters)
 
 
@@ -122,6 +124,7 @@ def _alarms(told: "CountersView") -> Iterator[str]:
         (told.denied, "denied"),
         (told.unserved, "unserved"),
         (left, "open to endpoints that left"),
+        (told.forgotten, "forgotten for lack of room"),
     ):
         if count:
             yield f"{count} {what}"

@@ -208,6 +208,16 @@ def test_every_endpoint_with_everything() -> None:
     ]
 
 
+def test_clients_that_affinity_remembers_are_told() -> None:
+    sticky = server("web", affinity_seconds=60)
+    some = ServerUsage(open=0, so_far=5, remembered=2, forgotten=3)
+    assert row(sticky, some)["NOTES"] == "affinity 60s, 3 forgotten for lack of room"
+    assert row(sticky, some, every=True)["NOTES"] == (
+        "affinity 60s, 2 remembered, 3 forgotten for lack of room"
+    )
+    assert counted.counters(some).remembered == 2
+
+
 def test_options_of_a_service_are_notes() -> None:
     asked = server("web", proxy_protocol=True, keeps_failing=True, use=Use.LOCAL)
     told = row(asked, None)
