@@ -188,7 +188,12 @@ class Answers:
         if not self._sync.listed:
             raise ControlError("the Services have not all been read yet")
         asked = checked(wanted(argument))
-        return await asyncio.to_thread(environment, asked, self._sync.snapshot.services)
+        services = self._sync.snapshot.services
+
+        def made() -> Environment:
+            return environment(asked, services, self._source.pods() if asked.pod else {})
+
+        return await asyncio.to_thread(made)
 
 
 def _request(argument: str) -> SwitchRequest:

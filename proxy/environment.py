@@ -67,11 +67,11 @@ def checked(asked: Wanted) -> Wanted:
 def environment(
     asked: Wanted,
     services: Mapping[NamespacedName, Service],
-    pods: Mapping[NamespacedName, Pod] | None = None,
+    pods: Mapping[NamespacedName, Pod],
 ) -> Environment:
     """Return the variables of a pod's containers, as they would be if it started now.
 
-    `pods` are all Pods, None where none are kept. Raise QuestionError for a Pod that is not known.
+    Of `pods` only the one that is asked about matters; QuestionError where it is not among them.
     """
     links = asked.service_links and (not asked.pod or _pod(asked, pods).service_links)
     chosen = _chosen(asked.namespace, services, links=links)
@@ -87,13 +87,8 @@ def environment(
     return Environment(told, tuple(notes))
 
 
-def _pod(asked: Wanted, pods: Mapping[NamespacedName, Pod] | None) -> Pod:
+def _pod(asked: Wanted, pods: Mapping[NamespacedName, Pod]) -> Pod:
     name = NamespacedName(asked.namespace, asked.pod)
-    if pods is None:
-        raise QuestionError(
-            f"Pod {name}: the daemon keeps no Pods: name manifests that have it (-f), or say "
-            "--no-service-links where its spec.enableServiceLinks is false"
-        )
     found = pods.get(name)
     if found is None:
         others = sorted(one.name for one in pods if one.namespace == asked.namespace)

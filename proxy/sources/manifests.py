@@ -14,6 +14,8 @@ from watchfiles import awatch
 
 from vipd.proxy.errors import SourceError
 from vipd.proxy.events import Event, Synced
+from vipd.proxy.model import Pod
+from vipd.proxy.names import NamespacedName
 from vipd.proxy.sources.reading import STDIN, Reading
 from vipd.proxy.sources.tree import Watch
 
@@ -64,6 +66,10 @@ class ManifestSource:
     def passed_over(self) -> Counter[str]:
         """How many objects of kinds that are not read there are (``apps/v1 Deployment``)."""
         return self._reading.passed_over
+
+    def pods(self) -> dict[NamespacedName, Pod]:
+        """Return the Pods by name: nothing else keeps them. May be asked from any thread."""
+        return self._reading.pods()
 
     async def events(self) -> AsyncIterator[list[Event]]:
         """Yield what changed, as it changes; the first batch is everything and ends with Synced."""

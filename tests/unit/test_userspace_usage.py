@@ -82,8 +82,8 @@ def test_what_workers_count_is_put_together() -> None:
             so_far=30,
             denied=1,
             unserved=4,
-        remembered=0,
-        forgotten=0,
+            remembered=0,
+            forgotten=0,
             workers=(0, 1),
             endpoints=(
                 EndpointUsage(endpoint=A, open=1, so_far=10, failures=2),
