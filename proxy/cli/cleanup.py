@@ -55,15 +55,16 @@ def cleanup(
             click.echo(f"vipd: {error}: stop it first", err=True)
             sys.exit(1)
         inherited = (lock.fileno(),)
-        pid = control.listener(path)
-        if pid is not None:
-            # It serves another network namespace, and its files are in the same folder.
-            click.echo(
-                f"vipd: a daemon (pid {pid or 'unknown'}) listens on {path}: stop it first, or "
-                "name another --socket: then what is in this network namespace is removed, and "
-                "that daemon's files are left alone",
-                err=True,
-            )
+    pid = control.listener(path)
+    if pid is not None:
+        # It serves another network namespace, and its files are in the same folder.
+        click.echo(
+            f"vipd: a daemon (pid {pid or 'unknown'}) listens on {path}: stop it first, or name "
+            "another --socket: then what is in this network namespace is removed, and that "
+            "daemon's files are left alone",
+            err=True,
+        )
+        if not dry_run:
             sys.exit(1)
     modes = MODES if mode is None else (mode,)
     done = asyncio.run(clean(path, modes, inherited, dry_run=dry_run, kube_proxy=kube_proxy))

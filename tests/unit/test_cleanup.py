@@ -123,7 +123,9 @@ def test_refused_while_a_daemon_of_another_network_namespace_has_the_folder(stat
         assert sorted(one.name for one in state.iterdir()) == ["mode.json", "vipd.sock"]
         only_one = node(other, f"{CLEANUP} --mode nftables --socket {path}")
         assert (only_one.returncode, only_one.stdout) == (1, "")
-        assert node(other, f"{CLEANUP} --dry-run --socket {path}").returncode == 0
+        dry = node(other, f"{CLEANUP} --dry-run --socket {path}")
+        assert (dry.returncode, dry.stderr) == (0, done.stderr)
+        assert "would remove table ip vipd\n" in dry.stdout
         elsewhere = node(other, f"{CLEANUP} --socket {state}/other/vipd.sock")
         assert (elsewhere.returncode, elsewhere.stdout) == (0, "removed table ip vipd\n")
     done = node(other, f"{CLEANUP} --socket {path}")  # it is gone, and its socket is not

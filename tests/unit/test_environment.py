@@ -30,7 +30,7 @@ from vipd.proxy.environment import (
     wanted,
 )
 from vipd.proxy.errors import ConfigError, ControlError, ManifestError, QuestionError
-from vipd.proxy.events import Applied, Problem
+from vipd.proxy.events import Applied, Problem, Synced
 from vipd.proxy.model import Pod, Service, ServicePort
 from vipd.proxy.names import NamespacedName, Protocol
 from vipd.proxy.settings import NodeSettings
@@ -348,8 +348,7 @@ async def test_the_daemon_is_asked_over_its_socket(tmp_path: Path) -> None:
     path, file = str(tmp_path / "s"), tmp_path / "cluster.yaml"
     file.write_text(MANIFESTS + POD)
     source, sync = ManifestSource([str(file)]), Sync(NodeSettings(node_name="node"))
-    events = source.events()
-    sync.take(await anext(events))
+    sync.take([*source._reading.refresh(0.0), Synced()])
     nothing: Any = None
     answers = Answers(nothing, sync, nothing, nothing, source, 0.0)
     asked = ("--socket", path, "-n", "shop", "--format", "json")
@@ -358,7 +357,6 @@ async def test_the_daemon_is_asked_over_its_socket(tmp_path: Path) -> None:
         few = await asyncio.to_thread(vipd_env, *asked, "--no-service-links")
         of_pod = await asyncio.to_thread(vipd_env, *asked, "--pod", "web-1")
         refused = await asyncio.to_thread(vipd_env, *asked, "--pod", "web-2")
-    await events.aclose()
     services, pods = objects(file)
     assert (
         json.loads(told.stdout) == environment(Wanted(namespace="shop"), services, pods).variables
