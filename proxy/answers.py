@@ -117,20 +117,22 @@ class Answers:
         return judged(said)
 
     async def services(self, argument: str = "") -> list[views.VirtualServerView]:
-        """Return every virtual server.
+        """Return every virtual server, and last what is left to vipd's DNS server.
 
         With the argument ``counters``, also what the serving dataplane has counted of each, and
         with ``counters NAMESPACE/NAME`` that of one service (or of one port, ``…:PORT``) alone.
         """
         word, _, name = argument.partition(" ")
         servers = self._sync.table.virtual_servers()
+        dns = await asyncio.to_thread(views.left_to_dns, self._sync.snapshot, self._config.node)
         if name:
             servers = [one for one in servers if name in (str(one.owner.service), str(one.owner))]
+            dns = [one for one in dns if name in (one.service, one.service.rpartition(":")[0])]
         driver = self._switching.serving.driver
         usage = Usage()
         if word == COUNTERS and isinstance(driver, Counting):
             usage = await driver.usage(servers)
-        return await asyncio.to_thread(views.services, servers, usage.by_server)
+        return [*await asyncio.to_thread(views.services, servers, usage.by_server), *dns]
 
     async def _workers(self) -> tuple[tuple[WorkerView, ...], tuple[str, ...]]:
         """Return the workers of the serving dataplane, and a sentence where they do not answer."""

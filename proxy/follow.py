@@ -10,7 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from vipd.backends.registry import AUTO, backend
-from vipd.proxy.explain import Explanation, explain
+from vipd.proxy.explain import Explanation, explain, goes_to_dns
 from vipd.proxy.question import Question, asked, own_addresses
 from vipd.proxy.remembering import passing_over, remembering
 from vipd.proxy.settings import DataplaneSettings, NodeSettings
@@ -39,7 +39,8 @@ async def follow(
     compiler = backend(wanted, dataplane).compiler
     if program is None or wanted != mode:
         program = await asyncio.to_thread(compiler.compile, table.virtual_servers(), table.network)
-    path = await asyncio.to_thread(compiler.trace, program, told.packet)
+    dns = goes_to_dns(told.packet, node)  # no rule of a dataplane looks at what is not tracked
+    path = () if dns else await asyncio.to_thread(compiler.trace, program, told.packet)
     made = await asyncio.to_thread(
         explain,
         snapshot,
@@ -53,7 +54,7 @@ async def follow(
         notes=told.notes,
     )
     made = replace(made, differences=tuple(one.what for one in compiler.differences))
-    if not question.live:
+    if dns or not question.live:
         return made
     from vipd.backends.live import known
 
