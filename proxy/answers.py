@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from vipd.backends.usage import Counting, Usage
+from vipd.dns.server.service import DnsService
 from vipd.proxy import views
 from vipd.proxy.config import Config
 from vipd.proxy.control import Reader
@@ -24,7 +25,7 @@ from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.question import question
 from vipd.proxy.sources.manifests import ManifestSource
-from vipd.proxy.status import Status, SwitchReport, judged
+from vipd.proxy.status import DnsView, Status, SwitchReport, judged
 from vipd.proxy.switch import LONGEST_DRAIN_SECONDS
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
@@ -55,6 +56,7 @@ class Answers:
         departures: Departures,
         source: ManifestSource,
         started: float,
+        dns: DnsService,
     ) -> None:
         self._config = config
         self._sync = sync
@@ -62,6 +64,7 @@ class Answers:
         self._departures = departures
         self._source = source
         self._started = started
+        self._dns = dns
 
     def requests(self) -> Mapping[str, Reader]:
         """Return the requests by name."""
@@ -82,6 +85,7 @@ class Answers:
         The pure work is done off the event loop.
         """
         workers, silence = await self._workers() if argument == WORKERS else ((), ())
+        dns = await self._dns_view() if argument == WORKERS else None
         sync, switching = self._sync, self._switching
         table, serving = sync.table, switching.serving
         servers, endpoints = await asyncio.to_thread(views.counts, table)
@@ -112,7 +116,9 @@ class Answers:
             drains=switching.drains(),
             departed=self._departures.pending,
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
+            dns_listen=tuple(map(str, self._dns.listens)),
             workers=workers,
+            dns=dns,
         )
         return judged(said)
 
@@ -146,6 +152,27 @@ class Answers:
             why = str(error) or f"nothing within {PATIENCE_SECONDS:g} s"
             return (), (f"workers do not answer: {why}",)
         return tuple(map(worker, usage.workers)), ()
+
+    async def _dns_view(self) -> DnsView | None:
+        if not self._dns.listens:
+            return None
+        told = await self._dns.told()
+        upstreams: dict[str, bool] = {}
+        for one in told:
+            for name, labels, value in one.samples:
+                if name == "vipd_dns_forward_upstream_down":
+                    at = dict(labels)["to"]
+                    upstreams[at] = upstreams.get(at, True) and not value
+        return DnsView(
+            workers=len(told),
+            wanted=self._dns.settings.workers,
+            restarts=self._dns.restarts,
+            synced=bool(told) and all(one.synced for one in told),
+            services=max((one.services for one in told), default=0),
+            questions=sum(sum(one.types.values()) for one in told),
+            failed=sum(one.rcodes.get("SERVFAIL", 0) for one in told),
+            upstreams=upstreams,
+        )
 
     async def program(self, _: str = "") -> Raw:
         """Return what the serving dataplane has in the kernel, or null while that is in doubt."""

@@ -101,7 +101,7 @@ async def run(config: Config, source: ManifestSource) -> None:
     departures = Departures(
         config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)
     )
-    answers = Answers(config, sync, switching, departures, source, started)
+    answers = Answers(config, sync, switching, departures, source, started, dns)
     requests = {**answers.requests(), "dns": dns.status}
     server = await control.serve(config.socket, requests)
     log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)

@@ -41,7 +41,7 @@ def status(socket: str | None, as_json: bool) -> None:
 
 
 def _print_status(told: "object") -> None:
-    from vipd.proxy.status import Status, drain_lines
+    from vipd.proxy.status import Status, dns_line, drain_lines
 
     if not isinstance(told, Status):
         raise TypeError(told)
@@ -71,6 +71,8 @@ def _print_status(told: "object") -> None:
             f"departed   {told.departed} endpoints may have open flows; "
             f"{told.flows_cut} flows were ended at a deadline"
         )
+    if told.dns_listen:
+        click.echo(f"dns        {dns_line(told.dns_listen, told.dns)}")
     for line in worker_lines(told.workers):
         click.echo(line)
     if told.passed_over:

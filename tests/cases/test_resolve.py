@@ -12,10 +12,10 @@ from msgspec import Struct, convert
 from ryaml import loads  # type: ignore[attr-defined] # its stub forgets to say so
 from tests.cases.notation import network_line, table_lines
 
+from vipd.dns.settings import parse_listen
 from vipd.proxy.decode import decode, head_of
 from vipd.proxy.decode_endpoints import Endpoints
 from vipd.proxy.events import Applied, Deleted, Event, Kind
-from vipd.dns.settings import parse_listen
 from vipd.proxy.names import NamespacedName, parse_address, parse_network
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import DetectLocal, NodeSettings

@@ -149,4 +149,9 @@ def test_what_is_told_of_it(cluster: Cluster) -> None:
     told = msgspec.json.decode(done.stdout, type=Explanation)
     assert (told.verdict, told.path) == (Verdict.PASS, ())
     assert "vipd's DNS server on this node answers" in told.why
+    status = cluster.status()
+    assert status.dns_listen == (f"{DNS4}:53", f"[{DNS6}]:53")
+    done = cluster.cli("status", "--socket", cluster.socket)
+    (line,) = [one for one in done.stdout.splitlines() if one.startswith("dns ")]
+    assert f"{DNS4}:53, [{DNS6}]:53; 2 services; " in line
     assert cluster.cli("plan", "-f", str(cluster.folder), "--socket", cluster.socket).stdout == ""

@@ -23,6 +23,8 @@ from vipd.proxy.cli.reads import MOST_WORKERS, worker_lines
 from vipd.proxy.cli.services import table
 from vipd.proxy.errors import Busy
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Kind, NodeNetwork, Table, Use, VirtualServer
 
 ENDPOINTS = tuple(Endpoint(parse_address(f"10.244.0.{number}"), 80) for number in range(1, 6))
@@ -91,10 +93,12 @@ class Counts:
 
 def answering(driver: object) -> Answers:
     everything = Map({one.key: (one,) for one in (WEB, API)})
-    sync = SimpleNamespace(table=Table(Map(), everything, Map(), NodeNetwork()))
+    table = Table(Map(), everything, Map(), NodeNetwork())
+    sync = SimpleNamespace(table=table, snapshot=Snapshot())
+    config = SimpleNamespace(node=NodeSettings(node_name="n"))
     switching = SimpleNamespace(serving=SimpleNamespace(driver=driver))
     nothing: Any = None
-    made: Any = (nothing, sync, switching, nothing, nothing, 0.0)
+    made: Any = (config, sync, switching, nothing, nothing, 0.0, nothing)
     return Answers(*made)
 
 
