@@ -102,7 +102,7 @@ async def run(config: Config, source: ManifestSource) -> None:
         config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)
     )
     answers = Answers(config, sync, switching, departures, source, started, dns)
-    requests = {**answers.requests(), "dns": dns.status}
+    requests = {**answers.requests(), "dns": dns.status, "dns-trace": dns.trace}
     server = await control.serve(config.socket, requests)
     log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)
     if switching.why:

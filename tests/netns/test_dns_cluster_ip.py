@@ -154,4 +154,9 @@ def test_what_is_told_of_it(cluster: Cluster) -> None:
     done = cluster.cli("status", "--socket", cluster.socket)
     (line,) = [one for one in done.stdout.splitlines() if one.startswith("dns ")]
     assert f"{DNS4}:53, [{DNS6}]:53; 2 services; " in line
+    asked = ("dns", "query", "kubernetes", "-n", "test", "--trace", "--socket", cluster.socket)
+    done = cluster.cli(*asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{NAME}. A: 1 record, authoritative ({DNS4}:53, UDP, " in done.stdout
+    assert "Service test/kubernetes, spec.clusterIPs" in done.stdout
     assert cluster.cli("plan", "-f", str(cluster.folder), "--socket", cluster.socket).stdout == ""
