@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.netns.cluster import Cluster, endpoint_slice, service, until
+from tests.netns.cluster import Cluster, Manifest, endpoint_slice, service, until
 from tests.netns.test_dns_server import ask
 
 from vipd.bench import lab_resolv
@@ -44,9 +44,9 @@ NAMES: dict[str, list[str]] = {
 @pytest.fixture(scope="module")
 def cluster(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     built = Cluster(lab, tmp_path_factory.mktemp("vipd"), "--dns-listen", AT)
-    port = [{"name": "http", "port": 80, "protocol": "TCP"}]
-    alias = {"type": "ExternalName", "externalName": "web.test.svc.cluster.local"}
-    every = [{"addresses": [one], "conditions": {"ready": True}} for one in MANY]
+    port: list[Manifest] = [{"name": "http", "port": 80, "protocol": "TCP"}]
+    alias: Manifest = {"type": "ExternalName", "externalName": "web.test.svc.cluster.local"}
+    every: list[Manifest] = [{"addresses": [one], "conditions": {"ready": True}} for one in MANY]
     built.apply(
         service("web", parse_address(WEB4), parse_address(WEB6), ports=port),
         service("four", parse_address(FOUR), ports=port),
