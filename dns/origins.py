@@ -64,22 +64,34 @@ def endpoints(slices: Sequence[EndpointSlice]) -> list[Behind]:
 
 
 def of_service(
-    service: Service, slices: Sequence[EndpointSlice], rrset: RRset
+    service: Service, slices: Sequence[EndpointSlice], rrset: RRset, protocol: str = ""
 ) -> tuple[Origin, ...]:
-    """Return where the records at a name of a Service came from."""
+    """Return where the records at a name of a Service came from.
+
+    `protocol` is that of the name (TCP), for SRV; empty: the name has none.
+    """
     return tuple(
-        [Origin(text, _source(service, slices, rrset.type, data)) for text, data in texts(rrset)]
+        [
+            Origin(text, _source(service, slices, rrset.type, data, protocol))
+            for text, data in texts(rrset)
+        ]
     )
 
 
-def _source(service: Service, slices: Sequence[EndpointSlice], kind: int, data: bytes) -> str:
+def _source(
+    service: Service, slices: Sequence[EndpointSlice], kind: int, data: bytes, protocol: str
+) -> str:
     said = f"Service {service.name}"
     if kind == Type.CNAME:
         return f"{said}, spec.externalName"
     if not is_headless(service):
         if kind == Type.SRV:
             number = int.from_bytes(data[4:6])
-            ports = [one.name or "without a name" for one in service.ports if one.port == number]
+            ports = [
+                one.name or "without a name"
+                for one in service.ports
+                if one.port == number and protocol in ("", one.protocol.value)
+            ]
             return f"{said}, port {' or '.join(dict.fromkeys(ports))}"
         return f"{said}, spec.clusterIPs"
     ready = [one for one in endpoints(slices) if one.endpoint.ready]

@@ -119,7 +119,9 @@ def _origins(name: AskedName, found: Found) -> Iterator[Origin]:
         return
     slices = name.known.snapshot.slices
     if name.service is not None:
-        yield from of_service(name.service, slices.get(name.service.name, ()), rrset)
+        asked = name.below[0][1:] if name.below and rrset.type == Type.SRV else b""
+        there = slices.get(name.service.name, ())
+        yield from of_service(name.service, there, rrset, asked.decode("latin-1").upper())
     elif name.address is not None:
         for text, data in texts(rrset):
             yield Origin(text, _of_reverse(name, text_of(data)))

@@ -89,12 +89,12 @@ class Answers:
         sync, switching = self._sync, self._switching
         table, serving = sync.table, switching.serving
         servers, endpoints = await asyncio.to_thread(views.counts, table)
-        notes = await asyncio.to_thread(views.notes, sync.snapshot, table, self._config.node)
+        notes = await asyncio.to_thread(views.notes, sync.snapshot, table, self._sync.settings)
         said = Status(
             version=VERSION,
             pid=os.getpid(),
             mode=serving.mode,
-            node=self._config.node.node_name,
+            node=self._sync.settings.node_name,
             manifests=self._config.manifests,
             started=self._started,
             synced=serving.synced,
@@ -130,7 +130,7 @@ class Answers:
         """
         word, _, name = argument.partition(" ")
         servers = self._sync.table.virtual_servers()
-        dns = await asyncio.to_thread(views.left_to_dns, self._sync.snapshot, self._config.node)
+        dns = await asyncio.to_thread(views.left_to_dns, self._sync.snapshot, self._sync.settings)
         if name:
             servers = [one for one in servers if name in (str(one.owner.service), str(one.owner))]
             dns = [one for one in dns if name in (one.service, one.service.rpartition(":")[0])]
@@ -185,7 +185,7 @@ class Answers:
         """Return the settings that the table and the program are made with."""
         own = self._sync.snapshot.own_addresses
         mode = self._switching.serving.mode
-        return views.settings(mode, self._config.node, own, self._config.dataplane)
+        return views.settings(mode, self._sync.settings, own, self._config.dataplane)
 
     async def switch(self, argument: str) -> SwitchReport:
         """Begin a switch and return its report as it is now."""
@@ -203,7 +203,7 @@ class Answers:
             question(argument),
             sync.snapshot,
             sync.table,
-            self._config.node,
+            self._sync.settings,
             self._config.dataplane,
             serving.mode,
             serving.program,

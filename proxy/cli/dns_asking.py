@@ -249,7 +249,10 @@ def _server(server: str | None, path: str) -> Listen:
             return parse_listen(server)
         except ValueError as error:
             raise ConfigError("--server", str(error)) from error
-    listens = msgspec.json.decode(read(path, "status"), type=Status).dns_listen
+    try:
+        listens = msgspec.json.decode(read(path, "status"), type=Status).dns_listen
+    except ControlError as error:
+        raise ControlError(f"{error}; without a daemon: --server or --manifests") from error
     if not listens:
         raise ControlError("the daemon answers DNS nowhere (--dns-listen); name a --server")
     return parse_listen(listens[0])

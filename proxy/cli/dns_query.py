@@ -140,7 +140,8 @@ def _told(traced: "Trace | None", reply: "Reply | None") -> Iterator[str]:
         if not traced.ours:
             whence = reply.whence if reply is not None and reply.whence else traced.others
             yield f"answered by: {whence or 'others'}"
-        yield from (f"note: {one}" for one in traced.notes)
+        if traced.ours or reply is None or not reply.is_answer:
+            yield from (f"note: {one}" for one in traced.notes)
         yield from (f"missing: {one.what}: {one.why}" for one in traced.missing)
         traced, shown = traced.tail, True
 

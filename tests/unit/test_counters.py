@@ -94,11 +94,10 @@ class Counts:
 def answering(driver: object) -> Answers:
     everything = Map({one.key: (one,) for one in (WEB, API)})
     table = Table(Map(), everything, Map(), NodeNetwork())
-    sync = SimpleNamespace(table=table, snapshot=Snapshot())
-    config = SimpleNamespace(node=NodeSettings(node_name="n"))
+    sync = SimpleNamespace(table=table, snapshot=Snapshot(), settings=NodeSettings(node_name="n"))
     switching = SimpleNamespace(serving=SimpleNamespace(driver=driver))
     nothing: Any = None
-    made: Any = (config, sync, switching, nothing, nothing, 0.0, nothing)
+    made: Any = (nothing, sync, switching, nothing, nothing, 0.0, nothing)
     return Answers(*made)
 
 

@@ -18,7 +18,10 @@ metadata: {name: empty}
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
-spec: {clusterIP: 10.96.0.20, clusterIPs: [10.96.0.20], ports: [{name: http, port: 80}]}
+spec:
+  clusterIP: 10.96.0.20
+  clusterIPs: [10.96.0.20]
+  ports: [{name: http, port: 80}, {name: quic, port: 80, protocol: UDP}]
 ---
 apiVersion: v1
 kind: Service
@@ -99,7 +102,11 @@ WEB, DB = "web.shop.svc.cluster.local", "db.shop.svc.cluster.local"
         ([WEB], ["5 A 10.96.0.20", "Service shop/web, spec.clusterIPs"]),
         (
             ["_http._tcp." + WEB, "SRV"],
-            [f"SRV 0 100 80 {WEB}.", "Service shop/web, port http", f"also: {WEB}. 5 A 10.96.0.20"],
+            [
+                f"SRV 0 100 80 {WEB}.",
+                "Service shop/web, port http\n",
+                f"also: {WEB}. 5 A 10.96.0.20",
+            ],
         ),
         (
             [DB],
@@ -147,7 +154,7 @@ def test_where_records_come_from(folder: Path, words: list[str], said: list[str]
     ("words", "said"),
     [
         ([WEB, "AAAA"], "no cluster IP of that family: spec.clusterIPs is 10.96.0.20"),
-        (["_web._tcp." + WEB, "SRV"], "Service shop/web has no such port; it has http/TCP"),
+        (["_web._tcp." + WEB, "SRV"], "shop/web has no such port; it has http/TCP, quic/UDP"),
         (["_sql._udp." + DB, "SRV"], "EndpointSlice shop/db-6 has no such port; it has sql/TCP"),
         (["db-1." + DB], "missing: 10.244.1.2: not ready"),
         (["db-2." + DB], "no endpoint is called so; there is 10-244-1-3, db-0, db-1"),
