@@ -21,7 +21,13 @@ from msgspec import structs
 from vipd.dns.asked_name import Known
 from vipd.dns.names import reverse_name, text_of, wire
 from vipd.dns.search_list import candidates
-from vipd.dns.settings import Listen, answer_settings, parse_listen, zone_settings
+from vipd.dns.settings import (
+    DnsSettings,
+    Listen,
+    answer_settings,
+    parse_listen,
+    zone_settings,
+)
 from vipd.dns.tracing import Asked, Course, Trace
 from vipd.proxy.config import DEFAULT_SOCKET
 from vipd.proxy.control import read
@@ -113,17 +119,18 @@ def online(
 ) -> Source:
     """Return a server on the network; without `server`, where the daemon answers.
 
-    The daemon is asked for what it knows if `trace`, or if a search list is needed and no cluster
-    domain is told. Raise ConfigError and ControlError.
+    The daemon is asked for what it knows if `trace`, or if a search list is needed and neither a
+    server nor a cluster domain is told. Raise ConfigError and ControlError.
     """
     path = socket if socket is not None else DEFAULT_SOCKET
     to = _server(server, path)
     names: Sequence[tuple[str, Trace | None]] = [(_absolute(asked.name), None)]
-    if trace or (asked.namespace and not domains):
+    if trace or (asked.namespace and not domains and server is None):
         document = read(path, "dns-trace", msgspec.json.encode(asked).decode())
         names = _named(msgspec.json.decode(document, type=Course))
     elif asked.namespace:
-        names = [(one, None) for one in candidates(asked.name, asked.namespace, domains[0])]
+        domain = (*domains, DnsSettings().domains[0])[0]
+        names = [(one, None) for one in candidates(asked.name, asked.namespace, domain)]
 
     def ask(name: str, traced: Trace | None) -> Reply:
         if traced is None or traced.ours:

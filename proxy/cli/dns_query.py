@@ -63,7 +63,7 @@ def query(
 
     TYPE is A where not said. Exit code 1 where there are no such records.
 
-    Try it: vipd dns query web.shop.svc.cluster.local --trace -f examples
+    Try it: vipd dns query web.default.svc.cluster.local --trace -f examples
     """
     import msgspec
 
@@ -89,9 +89,11 @@ def query(
     if as_json:
         print_json(msgspec.json.encode([view(*one) for one in said]))
     else:
-        for one, reply, traced in said:
+        for at, (one, reply, traced) in enumerate(said, 1):
             for line in lines(one, number, reply, traced):
                 click.echo(line)
+            if at < len(said) and reply is not None and reply.message.rcode() == 0:
+                click.echo("  note: the name exists: musl's resolver asks no further")
     if not any(reply is not None and reply.is_answer for _, reply, _ in said):
         sys.exit(FAILED)
 

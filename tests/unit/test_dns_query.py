@@ -163,6 +163,8 @@ def test_where_records_come_from(folder: Path, words: list[str], said: list[str]
         (["x." + WEB], "Service shop/web is not headless: its endpoints have no names"),
         (["x.far.shop.svc.cluster.local"], "Service shop/far is ExternalName: it has none below"),
         (["wep.shop.svc.cluster.local"], "did you mean web?"),
+        (["empty.svc.cluster.local"], "the name exists, without records of this type (NODATA)"),
+        (["shop.svc", "-n", "none"], "note: the name exists: musl's resolver asks no further"),
         (["web.shp.svc.cluster.local"], "there is no namespace shp"),
         (["web.empty.svc.cluster.local"], "one of that name is in: shop"),
         (["web.shop.cluster.local"], f"the label svc is missing: {WEB}"),
