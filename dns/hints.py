@@ -13,6 +13,10 @@ from vipd.dns.origins import is_headless
 from vipd.proxy.names import NamespacedName, parse_network
 
 _MOST_ELSEWHERE = 5
+_MOST_LETTERS = 2
+"""By which a name that may be meant is longer or shorter."""
+_MOST_COMPARED = 1000
+"""Names; each takes 60 µs, and of many that are alike none is a hint."""
 
 
 def of_no_name(name: AskedName) -> Iterator[str]:
@@ -69,7 +73,8 @@ def _no_pod(name: AskedName) -> Iterator[str]:
 
 
 def _similar(wanted: str, known: set[str] | frozenset[str]) -> Iterator[str]:
-    close = get_close_matches(wanted, known, 3)
+    near = [one for one in known if abs(len(one) - len(wanted)) <= _MOST_LETTERS]
+    close = get_close_matches(wanted, near, 3) if len(near) <= _MOST_COMPARED else []
     if close:
         yield f"did you mean {' or '.join(close)}?"
 
