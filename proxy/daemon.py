@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Collection
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from vipd.proxy.config import Config
 from vipd.proxy.departures import Departures
 from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
-from vipd.proxy.settings import NodeSettings
+from vipd.proxy.resolve import left_to_dns
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.manifests import ManifestSource
 from vipd.proxy.switching import Switching
@@ -100,8 +101,8 @@ async def run(config: Config, source: ManifestSource) -> None:
     departures = Departures(
         config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)
     )
-    answers = Answers(config, sync, switching, departures, source, started)
-    requests = {**answers.requests(), "dns": dns.status}
+    answers = Answers(config, sync, switching, departures, source, started, dns)
+    requests = {**answers.requests(), "dns": dns.status, "dns-trace": dns.trace}
     server = await control.serve(config.socket, requests)
     log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)
     if switching.why:
@@ -121,7 +122,7 @@ async def run(config: Config, source: ManifestSource) -> None:
                 _following(sync, source),
                 _serving(switching, config),
                 departures.run(),
-                _preparing(dns, node),
+                _preparing(dns, sync),
             )
         ]
         await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
@@ -156,9 +157,19 @@ async def _following(sync: Sync, source: ManifestSource) -> None:
     await asyncio.Event().wait()
 
 
-async def _preparing(dns: DnsService, node: NodeSettings) -> None:
-    """Let questions come to the DNS server without connection tracking."""
-    await way.prepare(dns.listens, node.service_cidrs)
+async def _preparing(dns: DnsService, sync: Sync) -> None:
+    """Let questions come to the DNS server without connection tracking.
+
+    Before the first list only the settings tell which addresses are cluster IPs.
+    """
+    await way.prepare(dns.listens, sync.settings.service_cidrs, whole=False)
+    await dns.in_step()
+    found = {
+        ip_network(str(key.address))
+        for service in sync.snapshot.services.values()
+        for _, key, _ in left_to_dns(service, sync.settings.dns_listens)
+    }
+    await way.prepare(dns.listens, (*sync.table.network.service_cidrs, *found))
     await asyncio.Event().wait()
 
 

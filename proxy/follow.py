@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from vipd.backends.registry import AUTO, backend
 from vipd.proxy.errors import DataplaneError
-from vipd.proxy.explain import Explanation, answering, explain
+from vipd.proxy.explain import Explanation, answering, explain, goes_to_dns
 from vipd.proxy.question import Question, asked, own_addresses
 from vipd.proxy.remembering import passing_over, remembering
 from vipd.proxy.serving import as_served
@@ -44,7 +44,8 @@ async def follow(
     if program is None or wanted != mode:
         rejected = None
         program = await asyncio.to_thread(compiler.compile, table.virtual_servers(), table.network)
-    path = await asyncio.to_thread(compiler.trace, program, told.packet)
+    dns = goes_to_dns(told.packet, node)  # no rule of a dataplane looks at what is not tracked
+    path = () if dns else await asyncio.to_thread(compiler.trace, program, told.packet)
     made = await asyncio.to_thread(
         explain,
         snapshot,
@@ -62,7 +63,7 @@ async def follow(
         why = (rejected or {}).get(server.key, "")
         made = as_served(made, server, compiler.serving(program, server.key), str(why))
     made = replace(made, differences=tuple(one.what for one in compiler.differences))
-    if not question.live:
+    if dns or not question.live:
         return made
     from vipd.backends.live import known
 

@@ -126,6 +126,8 @@ class ThisNode(Struct, frozen=True):
     tells_pods: frozenset[Family]
     """Families for which the detect-local mode can tell pods from other sources."""
     masquerade_all: bool
+    dns: frozenset[tuple[Address, int]]
+    """Where vipd's DNS server answers."""
 
 
 def this_node(snapshot: Snapshot, settings: NodeSettings) -> ThisNode:
@@ -138,7 +140,27 @@ def this_node(snapshot: Snapshot, settings: NodeSettings) -> ThisNode:
         node_addresses(snapshot, settings),
         frozenset(told),
         settings.masquerade_all,
+        settings.dns_listens,
     )
+
+
+def left_to_dns(
+    service: Service, listens: frozenset[tuple[Address, int]]
+) -> Iterable[tuple[Kind, Key, ServicePortName]]:
+    """Yield the places of a service at which vipd's DNS server answers in place of endpoints."""
+    for family in Family:
+        for port in service.ports:
+            for kind, address in _places(service, port, family):
+                if address is not None and is_dns(address, port.port, port.protocol, listens):
+                    key = Key(family, address, port.protocol, port.port)
+                    yield kind, key, ServicePortName(service.name, port.name, port.protocol)
+
+
+def is_dns(
+    address: Address, port: int, protocol: Protocol, listens: frozenset[tuple[Address, int]]
+) -> bool:
+    """Return whether vipd's DNS server answers there: it does so without being translated to."""
+    return protocol in (Protocol.UDP, Protocol.TCP) and (address, port) in listens
 
 
 def virtual_servers(
@@ -159,6 +181,8 @@ def virtual_servers(
             owner = ServicePortName(service.name, port.name, port.protocol)
             lists = usable(slices, owner, family, node.here, _weigher(service))
             for kind, address in _places(service, port, family):
+                if address is not None and is_dns(address, port.port, port.protocol, node.dns):
+                    continue
                 key = Key(family, address, port.protocol, port.port if address else port.node_port)
                 # The first kind wins, so that a load-balancer address keeps its source ranges.
                 if key not in wanted:

@@ -52,6 +52,24 @@ class DrainView(Struct, frozen=True):
     """The virtual servers with most of them."""
 
 
+class DnsView(Struct, frozen=True, kw_only=True):
+    """How the DNS server is. Numbers are those of all workers together, since they were started."""
+
+    workers: int
+    """Processes that say how they are, of `wanted`."""
+    wanted: int
+    restarts: int
+    synced: bool
+    """Whether each of them was told of all services."""
+    services: int
+    """Services that have names."""
+    questions: int
+    failed: int
+    """Questions that were answered with SERVFAIL."""
+    upstreams: dict[str, bool]
+    """Where names of others are asked for, and whether it answers."""
+
+
 class Status(Struct, frozen=True, kw_only=True):
     """State of a daemon. Lists hold sentences that name their object; empty lists are good news."""
 
@@ -94,8 +112,13 @@ class Status(Struct, frozen=True, kw_only=True):
     flows_cut: int = 0
     """Flows that were ended at a deadline, since the start."""
 
+    dns_listen: tuple[str, ...] = ()
+    """Where the DNS server answers: ``ADDRESS:PORT``, IPv6 in brackets. Empty: there is none."""
+
     workers: tuple[WorkerView, ...] = ()
     """Processes that forward, those that take nothing new last; told to whoever asks for them."""
+    dns: DnsView | None = None
+    """None where there is no DNS server; told to whoever asks for workers."""
 
     degraded: bool = False
     """Whether something that an operator should look at keeps some service from being served:
@@ -111,7 +134,27 @@ def judged(status: Status) -> Status:
         status.rejected,
         status.trouble,
     )
-    return structs.replace(status, degraded=not status.synced or any(bad))
+    dns = status.dns
+    unnamed = dns is not None and (not dns.synced or dns.workers < dns.wanted)
+    return structs.replace(status, degraded=not status.synced or unnamed or any(bad))
+
+
+def dns_line(listens: Iterable[str], told: DnsView | None) -> str:
+    """Return what people read of the DNS server: where, whether all is known, what was asked."""
+    words = [", ".join(listens)]
+    if told is None:
+        return words[0]
+    if told.workers < told.wanted:
+        words.append(f"{told.wanted - told.workers} of {told.wanted} workers do not answer")
+    if told.workers:
+        words.append(f"{told.services} services" if told.synced else "services not known yet")
+    words.append(f"{told.questions} questions, {told.failed} failed")
+    if told.upstreams:
+        up = sum(told.upstreams.values())
+        words.append(f"{up} of {len(told.upstreams)} upstreams up")
+    if told.restarts:
+        words.append(f"{told.restarts} restarts")
+    return "; ".join(words)
 
 
 def drain_lines(drains: Iterable[DrainView], now: float) -> Iterator[str]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from msgspec import Struct
 
 from vipd.backends.usage import ServerUsage
+from vipd.proxy import resolve
 from vipd.proxy.counted import CountersView, counters
 from vipd.proxy.events import OwnAddresses
 from vipd.proxy.names import Address, family_of, parse_address, parse_network
@@ -59,6 +60,8 @@ class VirtualServerView(Struct, frozen=True, omit_defaults=True):
     """None where nobody asked for them, or the mode has none."""
     rejected: str | None = None
     """Why the dataplane does not serve it, or not as it should."""
+    by_dns: bool = False
+    """Whether vipd's DNS server answers there, and no endpoint does."""
 
 
 def services(
@@ -76,6 +79,28 @@ def rejected(table: Table, refused: Mapping[Key, Exception]) -> Iterator[str]:
     for key, error in refused.items():
         claims = table.claims.get(key)
         yield f"{claims[0].owner} at {key}: {error}" if claims else f"{key}: {error}"
+
+
+def left_to_dns(snapshot: Snapshot, settings: NodeSettings) -> list[VirtualServerView]:
+    """Return what services would have at the addresses of vipd's DNS server, which answers there.
+
+    Costs O(services) where it listens anywhere.
+    """
+    if not settings.dns_listens:
+        return []
+    return [
+        VirtualServerView(
+            service=str(owner),
+            kind=kind.value,
+            address=place(key),
+            protocol=key.protocol.value,
+            algorithm=service.algorithm.value,
+            policy=Use.CLUSTER.value,
+            by_dns=True,
+        )
+        for _, service in sorted(snapshot.services.items())
+        for kind, key, owner in resolve.left_to_dns(service, settings.dns_listens)
+    ]
 
 
 def _view(
@@ -131,6 +156,7 @@ class SettingsView(Struct, frozen=True):
     masquerade_bit: int
     node_port_addresses: list[str] | None
     service_cidrs: list[str]
+    dns_listens: list[tuple[str, int]]
     own_addresses: list[str]
     """Addresses of the daemon's interfaces, where its mode has to know them."""
     dataplane: DataplaneSettings
@@ -152,6 +178,7 @@ class SettingsView(Struct, frozen=True):
             masquerade_bit=self.masquerade_bit,
             node_port_addresses=None if ranges is None else tuple(map(parse_network, ranges)),
             service_cidrs=tuple(map(parse_network, self.service_cidrs)),
+            dns_listens=frozenset((parse_address(one), port) for one, port in self.dns_listens),
         )
 
 
@@ -171,6 +198,7 @@ def settings(
         masquerade_bit=node.masquerade_bit,
         node_port_addresses=None if ranges is None else list(map(str, ranges)),
         service_cidrs=list(map(str, node.service_cidrs)),
+        dns_listens=sorted((str(one), port) for one, port in node.dns_listens),
         own_addresses=list(map(str, own_addresses)),
         dataplane=dataplane,
     )

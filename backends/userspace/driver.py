@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from vipd.backends.local_routes import LocalRoutes, Wanted
+from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
@@ -80,7 +80,7 @@ class UserspaceDriver:
         for one in await asyncio.to_thread(self._routes.listed):
             if one.protocol == ROUTE_PROTOCOL:
                 things[Route(family_of(one.address), one.address)] = one.source
-            elif one.is_local:
+            elif one.is_local and one.protocol != DNS_ROUTE_PROTOCOL:
                 strange.add(one.address)
         fixed: dict[Family, Fixed] = {}
         for word in await self._tables():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vipd.proxy.cli.dns_query import query
 from vipd.proxy.cli.options import flags, json_option, socket_option
 from vipd.proxy.words import counted
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 @click.group()
 def dns() -> None:
     """The built-in DNS server: names of services, answered from the same data as the dataplane."""
+
+
+dns.add_command(query)
 
 
 @dns.command()

@@ -42,7 +42,7 @@ def status(socket: str | None, as_json: bool) -> None:
 
 
 def _print_status(told: "object") -> None:
-    from vipd.proxy.status import Status, drain_lines
+    from vipd.proxy.status import Status, dns_line, drain_lines
 
     if not isinstance(told, Status):
         raise TypeError(told)
@@ -73,6 +73,8 @@ def _print_status(told: "object") -> None:
             f"departed   {counted(told.departed, 'endpoint')} may have open flows; "
             f"ended at a deadline: {counted(told.flows_cut, 'flow')}"
         )
+    if told.dns_listen:
+        click.echo(f"dns        {dns_line(told.dns_listen, told.dns)}")
     for line in worker_lines(told.workers):
         click.echo(line)
     if told.passed_over:

@@ -82,7 +82,7 @@ def _row(one: "VirtualServerView", *, counted: bool, every: bool) -> Sequence[st
         one.service,
         one.kind,
         f"{one.address}/{one.protocol}",
-        target if target else f"none: {one.refusal}",
+        "this node's DNS server" if one.by_dns else target or f"none: {one.refusal}",
         *(counters if counted else ()),
         ", ".join(_notes(one, every=every)),
     )

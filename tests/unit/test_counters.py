@@ -23,6 +23,8 @@ from vipd.proxy.cli.reads import MOST_WORKERS, worker_lines
 from vipd.proxy.cli.services import table
 from vipd.proxy.errors import Busy, Rejected
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Kind, NodeNetwork, Table, Use, VirtualServer
 
 ENDPOINTS = tuple(Endpoint(parse_address(f"10.244.0.{number}"), 80) for number in range(1, 6))
@@ -92,7 +94,8 @@ class Counts:
 def answering(driver: object, **rejected: Exception) -> Answers:
     """The daemon's answers; `rejected` are services by their names."""
     everything = Map({one.key: (one,) for one in (WEB, API)})
-    sync = SimpleNamespace(table=Table(Map(), everything, Map(), NodeNetwork()))
+    table = Table(Map(), everything, Map(), NodeNetwork())
+    sync = SimpleNamespace(table=table, snapshot=Snapshot(), settings=NodeSettings(node_name="n"))
     switching = SimpleNamespace(
         serving=SimpleNamespace(
             driver=driver,
@@ -104,7 +107,7 @@ def answering(driver: object, **rejected: Exception) -> Answers:
         )
     )
     nothing: Any = None
-    made: Any = (nothing, sync, switching, nothing, nothing, 0.0)
+    made: Any = (nothing, sync, switching, nothing, nothing, 0.0, nothing)
     return Answers(*made)
 
 
