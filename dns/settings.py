@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
-from vipd.dns.answer import AnswerSettings
+from vipd.dns.decision import AnswerSettings
 from vipd.dns.forward.settings import ForwardSettings, Problem
 from vipd.dns.forward.settings import problems as problems_of_forwarding
 from vipd.dns.names import wire

@@ -22,7 +22,7 @@ from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
 from vipd.dns.server import way
 from vipd.dns.server.service import DnsService
-from vipd.proxy import control, instance, record
+from vipd.proxy import control, instance, lean, record
 from vipd.proxy.answers import Answers
 from vipd.proxy.choice import begin, choose, require
 from vipd.proxy.config import Config
@@ -187,3 +187,4 @@ def _synced() -> None:
     gc.freeze()
     gc.enable()
     notify("READY=1")
+    lean.give_back()

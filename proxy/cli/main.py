@@ -12,10 +12,13 @@ from importlib import import_module
 
 import click
 
+from vipd.proxy import lean
 from vipd.proxy.errors import ConfigError, VipdError
 from vipd.proxy.version import VERSION
 
 FAILED, USAGE, DEGRADED = 1, 2, 3
+_STAYS = (["run"], ["dns", "serve"])
+"""The commands that stay until they are ended, so that their size counts."""
 
 # name → (module, attribute, one line for the list of commands)
 _COMMANDS = {
@@ -70,6 +73,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one sentence on standard error."""
+    if any(sys.argv[1 : 1 + len(one)] == one for one in _STAYS):
+        lean.without_openssl()
+        lean.without_rich()
     try:
         try:
             cli.main(prog_name="vipd", standalone_mode=True)
