@@ -3,10 +3,9 @@
 Lives here: the one file that speaks to ipset, for the iptables and IPVS backends. Must not: touch a
 set that it was not told the name of, or know what sets are for.
 
-Sets are made and removed through pyroute2. Entries go and come in a form of our own, because
-pyroute2 0.9.7 takes 230 µs for an entry and can put only one into a message (50,000 entries: 11 s);
-the kernel takes a thousand in a message (the ADT attribute, what `ipset restore` uses), which makes
-that 0.2 s. Attributes and error numbers: include/uapi/linux/netfilter/ipset/ip_set.h.
+A thousand entries go into a message (the ADT attribute, what `ipset restore` uses): 50,000 take
+0.2 s. Not through pyroute2, which puts one into a message (11 s), and whose import is 9 MB of the
+daemon. Commands, attributes and error numbers: include/uapi/linux/netfilter/ipset/ip_set.h.
 
 An entry is text, as `ipset list` prints it: parts that are joined by commas, each an address, a
 network, or ``protocol:port``; such as ``10.0.0.1,tcp:80,10.0.0.0/8``.
@@ -17,13 +16,12 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from vipd.backends.netlink import ADDRESS_FAMILY
+from vipd.backends.netlink import ADDRESS_FAMILY, attribute, attributes
 from vipd.proxy.errors import (
     Busy,
     DataplaneError,
@@ -34,21 +32,21 @@ from vipd.proxy.errors import (
 )
 from vipd.proxy.names import Family
 
-if TYPE_CHECKING:
-    from pyroute2.ipset import AsyncIPSet
-
 AT_ONCE = 500
 """Entries in one message, which can have 64 kB; the longest entry takes 84 bytes."""
 LONGEST_NAME = 31
 
 _NETFILTER = 12
 _SUBSYSTEM = 6
-_LIST, _ADD, _DELETE = 7, 9, 10
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_CREATE, _DESTROY, _SWAP, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 6, 7, 9, 10, 13
+_REQUEST, _ACK, _EXCLUSIVE, _DUMP = 1, 4, 0x200, 0x300
 _ERROR, _DONE = 2, 3
-_PROTOCOL, _SETNAME, _FLAGS, _DATA, _ADT, _LINENO = 1, 2, 6, 7, 8, 9
-_IP, _CIDR, _PORT, _PROTO, _IP2, _CIDR2 = 1, 3, 4, 7, 20, 21
-_NESTED, _NETWORK_ORDER, _TYPE_MASK = 0x8000, 0x4000, 0x3FFF
+_PROTOCOL, _SETNAME, _TYPENAME, _REVISION, _FAMILY, _FLAGS, _DATA, _ADT, _LINENO = range(1, 10)
+_OTHER_NAME = 3
+"""The same number as TYPENAME, for the second name of SWAP."""
+_IP, _CIDR, _PORT, _PORT_TO, _TIMEOUT, _PROTO = 1, 3, 4, 5, 6, 7
+_MOST_ENTRIES, _IP2, _CIDR2 = 19, 20, 21
+_NESTED, _NETWORK_ORDER = 0x8000, 0x4000
 _NAMES_ONLY = 2
 _VERSION = 6
 _PROTOCOLS = {"tcp": 6, "udp": 17, "udplite": 136, "sctp": 132, "icmp": 1, "icmpv6": 58}
@@ -106,40 +104,32 @@ class IpSets:
 
         Raise Rejected where a set of that name has another type or other options.
         """
-        import pyroute2.ipset as pyroute2
-
         try:
-            async with pyroute2.AsyncIPSet() as sets:
-                await _create(sets, spec)
-        except (OSError, pyroute2.IPSetError) as error:
-            code = _code(error)
-            if code == errno.EEXIST:
-                why = "a set of this name is there with another type or other options"
-                raise Rejected(spec.command, why) from error
-            raise _error(code, spec.command, spec.type) from error
+            with _netlink() as connection:
+                code = _ask(connection, _CREATE, _creation(spec, _revision(connection, spec)))
+        except OSError as error:
+            code = error.errno or 0
+        if code == errno.EEXIST:
+            why = "a set of this name is there with another type or other options"
+            raise Rejected(spec.command, why)
+        if code:
+            raise _error(code, spec.command, spec.type)
 
     async def destroy(self, name: str) -> bool:
         """Remove a set; return False where there is none. Raise Busy while a rule uses it."""
-        import pyroute2.ipset as pyroute2
-
-        try:
-            async with pyroute2.AsyncIPSet() as sets:
-                await sets.destroy(name)
-        except (OSError, pyroute2.IPSetError) as error:
-            if _code(error) == errno.ENOENT:
-                return False
-            raise _error(_code(error), f"destroy {name}") from error
+        # Not exclusively, it would be no error where there is none (net/netfilter/ipset).
+        code = _alone(_DESTROY, _named(name), _EXCLUSIVE)
+        if code == errno.ENOENT:
+            return False
+        if code:
+            raise _error(code, f"destroy {name}")
         return True
 
     async def swap(self, one: str, other: str) -> None:
         """Exchange the content of two sets of one type; rules that name them see it at once."""
-        import pyroute2.ipset as pyroute2
-
-        try:
-            async with pyroute2.AsyncIPSet() as sets:
-                await sets.swap(one, other)
-        except (OSError, pyroute2.IPSetError) as error:
-            raise _error(_code(error), f"swap {one} {other}") from error
+        both = _named(one) + attribute(_OTHER_NAME, other.encode() + b"\0")
+        if code := _alone(_SWAP, both):
+            raise _error(code, f"swap {one} {other}")
 
     async def add(self, name: str, entries: Iterable[str]) -> dict[str, DataplaneError]:
         """Add entries; return those that the set did not take, each with the reason.
@@ -155,11 +145,13 @@ class IpSets:
     async def entries(self, name: str) -> set[str] | None:
         """Return the entries of a set, or None where there is no such set."""
         found: set[str] = set()
-        request = _attribute(_SETNAME, name.encode() + b"\0")
+        request = attribute(_SETNAME, name.encode() + b"\0")
         try:
-            async for attributes in _listing(request):
-                data = dict(_split(attributes)).get(_ADT, b"")
-                found.update(_entry_text(dict(_split(one))) for _, one in _split(data))
+            async for message in _listing(request):
+                data = dict(attributes(message, 20)).get(_ADT, b"")
+                found.update(
+                    _entry_text(dict(attributes(one, 0))) for _, one in attributes(data, 0)
+                )
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -169,10 +161,10 @@ class IpSets:
     async def names(self) -> set[str]:
         """Return the names of all sets there are. Needs CAP_NET_ADMIN, as everything here."""
         found: set[str] = set()
-        request = _attribute(_FLAGS | _NETWORK_ORDER, struct.pack(">I", _NAMES_ONLY))
+        request = attribute(_FLAGS | _NETWORK_ORDER, struct.pack(">I", _NAMES_ONLY))
         try:
-            async for attributes in _listing(request):
-                name = dict(_split(attributes)).get(_SETNAME, b"")
+            async for message in _listing(request):
+                name = dict(attributes(message, 20)).get(_SETNAME, b"")
                 found.add(name.rstrip(b"\0").decode(errors="replace"))
         except OSError as error:
             raise _error(error.errno or 0, "list -name") from error
@@ -207,32 +199,82 @@ class IpSets:
         return rejected
 
 
-async def _create(sets: "AsyncIPSet", spec: SetSpec) -> None:
-    hashed = spec.type.startswith("hash:")
-    await sets.create(
-        spec.name,
-        stype=spec.type,
-        family=ADDRESS_FAMILY[spec.family] if hashed else socket.AF_UNSPEC,
-        exclusive=False,
-        maxelem=spec.size if hashed else None,
-        timeout=spec.timeout,
-        bitmap_ports_range=(0, 65535) if spec.type == "bitmap:port" else None,
-    )
-
-
 def _netlink() -> socket.socket:
     connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER)
     connection.bind((0, 0))
     return connection
 
 
-def _message(command: int, flags: int, attributes: bytes) -> bytes:
+def _message(command: int, flags: int, said: bytes) -> bytes:
     return (
-        struct.pack(
-            "=IHHIIBBH", 20 + len(attributes), _SUBSYSTEM << 8 | command, flags, 1, 0, 2, 0, 0
-        )
-        + attributes
+        struct.pack("=IHHIIBBH", 20 + len(said), _SUBSYSTEM << 8 | command, flags, 1, 0, 2, 0, 0)
+        + said
     )
+
+
+def _named(name: str) -> bytes:
+    return attribute(_PROTOCOL, bytes([_VERSION])) + attribute(_SETNAME, name.encode() + b"\0")
+
+
+def _alone(command: int, said: bytes, flags: int = 0) -> int:
+    """Give one command on a socket of its own; return an error number or 0."""
+    try:
+        with _netlink() as connection:
+            return _ask(connection, command, said, flags)
+    except OSError as error:
+        return error.errno or errno.EIO
+
+
+def _ask(connection: socket.socket, command: int, said: bytes, flags: int = 0) -> int:
+    """Give one command; return an error number or 0."""
+    connection.send(_message(command, _REQUEST | _ACK | flags, said))
+    answer = connection.recv(1 << 17)
+    if struct.unpack_from("=H", answer, 4)[0] != _ERROR:
+        raise UnknownResult("ipset answers with something else than a result")
+    return -int(struct.unpack_from("=i", answer, 16)[0])
+
+
+def _revision(connection: socket.socket, spec: SetSpec) -> int:
+    """Return the newest revision that the kernel knows of the type: CREATE has to name it."""
+    said = (
+        attribute(_PROTOCOL, bytes([_VERSION]))
+        + attribute(_TYPENAME, spec.type.encode() + b"\0")
+        + attribute(_FAMILY, bytes([_family(spec)]))
+    )
+    connection.send(_message(_TYPE, _REQUEST, said))
+    answer = connection.recv(1 << 17)
+    if struct.unpack_from("=H", answer, 4)[0] == _ERROR:
+        raise OSError(-struct.unpack_from("=i", answer, 16)[0], "")
+    revision = dict(attributes(answer, 20)).get(_REVISION)
+    if not revision:
+        raise UnknownResult(f"ipset does not tell its revision of {spec.type}")
+    return revision[0]
+
+
+def _creation(spec: SetSpec, revision: int) -> bytes:
+    data = b""
+    if spec.type.startswith("hash:"):
+        data += _number(_MOST_ENTRIES, spec.size)
+    if spec.timeout is not None:
+        data += _number(_TIMEOUT, spec.timeout)
+    if spec.type == "bitmap:port":
+        data += attribute(_PORT | _NETWORK_ORDER, struct.pack(">H", 0))
+        data += attribute(_PORT_TO | _NETWORK_ORDER, struct.pack(">H", 65535))
+    return (
+        _named(spec.name)
+        + attribute(_TYPENAME, spec.type.encode() + b"\0")
+        + attribute(_REVISION, bytes([revision]))
+        + attribute(_FAMILY, bytes([_family(spec)]))
+        + attribute(_DATA | _NESTED, data)
+    )
+
+
+def _family(spec: SetSpec) -> int:
+    return ADDRESS_FAMILY[spec.family] if spec.type.startswith("hash:") else socket.AF_UNSPEC
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind | _NETWORK_ORDER, struct.pack(">I", value))
 
 
 def _send(
@@ -243,13 +285,9 @@ def _send(
     Raise ValueError for a text that is no entry.
     """
     # The kernel writes the number of the entry at fault into the first LINENO of its answer.
-    head = (
-        _attribute(_PROTOCOL, bytes([_VERSION]))
-        + _attribute(_SETNAME, name.encode() + b"\0")
-        + _attribute(_LINENO, bytes(4))
-    )
+    head = _named(name) + attribute(_LINENO, bytes(4))
     data = b"".join(_entry(text, number) for number, text in enumerate(entries, 1))
-    connection.send(_message(command, _REQUEST | _ACK, head + _attribute(_ADT | _NESTED, data)))
+    connection.send(_message(command, _REQUEST | _ACK, head + attribute(_ADT | _NESTED, data)))
     answer = connection.recv(1 << 17)
     kind = struct.unpack_from("=H", answer, 4)[0]
     if kind != _ERROR:
@@ -265,9 +303,9 @@ def _send(
 
 
 async def _listing(request: bytes) -> AsyncIterator[bytes]:
-    """Yield the attributes of each message of a listing."""
+    """Yield each message of a listing."""
     with _netlink() as connection:
-        version = _attribute(_PROTOCOL, bytes([_VERSION]))
+        version = attribute(_PROTOCOL, bytes([_VERSION]))
         connection.send(_message(_LIST, _REQUEST | _ACK | _DUMP, version + request))
         while True:
             answer = connection.recv(1 << 17)
@@ -281,23 +319,9 @@ async def _listing(request: bytes) -> AsyncIterator[bytes]:
                     if code:
                         raise OSError(code, os.strerror(code))
                     return
-                yield answer[at + 20 : at + length]
+                yield answer[at : at + length]
                 at += length + 3 & ~3
             await asyncio.sleep(0)
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
-
-
-def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4:
-            return
-        yield kind & _TYPE_MASK, data[at + 4 : at + length]
-        at += length + 3 & ~3
 
 
 def _entry(text: str, number: int) -> bytes:
@@ -332,19 +356,19 @@ def _address(where: int, text: str) -> bytes:
     return struct.pack("=HHHH", 12, where | _NESTED, 8, 1 | _NETWORK_ORDER) + raw
 
 
-def _entry_text(attributes: dict[int, bytes]) -> str:
+def _entry_text(told: dict[int, bytes]) -> str:
     """Return an entry as `ipset list` prints it, without its options."""
     parts = []
-    if _IP in attributes:
-        parts.append(_address_text(attributes[_IP], attributes.get(_CIDR)))
-    if _PORT in attributes:
-        port = str(struct.unpack_from(">H", attributes[_PORT])[0])
-        if _PROTO in attributes:
-            number = attributes[_PROTO][0]
+    if _IP in told:
+        parts.append(_address_text(told[_IP], told.get(_CIDR)))
+    if _PORT in told:
+        port = str(struct.unpack_from(">H", told[_PORT])[0])
+        if _PROTO in told:
+            number = told[_PROTO][0]
             port = f"{_PROTOCOL_NAMES.get(number, number)}:{port}"
         parts.append(port)
-    if _IP2 in attributes:
-        parts.append(_address_text(attributes[_IP2], attributes.get(_CIDR2)))
+    if _IP2 in told:
+        parts.append(_address_text(told[_IP2], told.get(_CIDR2)))
     return ",".join(parts)
 
 
@@ -355,15 +379,6 @@ def _address_text(data: bytes, prefix: bytes | None) -> str:
     if len(raw) == 16 and "." in text:
         text = str(IPv6Address(raw))  # inet_ntop and Python differ on IPv4-mapped addresses
     return text if prefix is None or prefix[0] == whole else f"{text}/{prefix[0]}"
-
-
-def _code(error: Exception) -> int:
-    """Return the error number of an error of pyroute2 or of the socket."""
-    code = getattr(error, "code", None)
-    if isinstance(code, int):
-        return code
-    number = getattr(error, "errno", None)
-    return number if isinstance(number, int) else 0
 
 
 def _error(code: int, operation: str, kind: str = "") -> DataplaneError:

@@ -271,12 +271,13 @@ async def _services(
     """Return the virtual servers whose address is on the device or in one of the sets."""
     from vipd.backends.ipvs.objects import ROUTE_PROTOCOL, SERVED, member_text
     from vipd.backends.ipvs.objects import set_name as our_set_name
-    from vipd.backends.local_routes import LocalRoutes
+    from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes
 
     listed = await asyncio.to_thread(kernel.services)
     local_routes = LocalRoutes(ROUTE_PROTOCOL)
     routes = await asyncio.to_thread(local_routes.listed) if listed else []
-    node = {one.address for one in routes if one.protocol != ROUTE_PROTOCOL}
+    own = (ROUTE_PROTOCOL, DNS_ROUTE_PROTOCOL)
+    node = {one.address for one in routes if one.protocol not in own}
     places: set[str] = set()
     ours: set[str] = set()
     for family in Family:

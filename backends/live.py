@@ -15,6 +15,7 @@ from vipd.backends.protocol import Known, Packet
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import family_of
 from vipd.proxy.virtualserver import Key
+from vipd.proxy.words import counted
 
 MOST_FLOWS = 10
 _STATES = (
@@ -77,7 +78,7 @@ async def _flows(packet: Packet) -> Sequence[str]:
         return [f"flows are not known: {error}"]
     shown = [_flow(one) for one in found[:MOST_FLOWS]]
     if len(found) > MOST_FLOWS:
-        shown.append(f"and {len(found) - MOST_FLOWS} flows more")
+        shown.append(f"and {counted(len(found) - MOST_FLOWS, 'flow')} more")
     return shown or [f"no flow of {packet.source} to this destination is tracked"]
 
 

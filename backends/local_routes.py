@@ -37,6 +37,10 @@ Verb = Literal["add", "replace", "del"]
 _FLAGS: Mapping[Verb, int] = {"add": CREATE | EXCLUSIVE, "replace": CREATE | REPLACE, "del": 0}
 _TABLE_LOCAL, _SCOPE_HOST, _TYPE_LOCAL = 255, 254, 2
 _NEW_ROUTE, _DEL_ROUTE, _GET_ROUTE = 24, 25, 26
+DNS_ROUTE_PROTOCOL = 117
+"""Of the DNS server's routes. They have a metric of their own: a route of a mode to the same
+address comes and goes beside them."""
+_DNS_METRIC = 2048
 _LOOPBACK = 1
 """Index of lo in every network namespace."""
 _GONE = (errno.ENOENT, errno.ESRCH)
@@ -98,8 +102,10 @@ def told(one: Wanted, protocol: int) -> str:
     """Return the change as `ip` would be told it."""
     six = "-6 " if family_of(one.address) is Family.IPV6 else ""
     source = f" src {one.source}" if one.source and one.verb != "del" else ""
+    metric = f" metric {_DNS_METRIC}" if protocol == DNS_ROUTE_PROTOCOL else ""
     return (
-        f"ip {six}route {one.verb} local {one.address} dev lo table local proto {protocol}{source}"
+        f"ip {six}route {one.verb} local {one.address} dev lo table local proto {protocol}"
+        f"{metric}{source}"
     )
 
 
@@ -121,6 +127,8 @@ def message(one: Wanted, protocol: int) -> bytes:
     body += attribute(1, one.address.packed) + u32(4, _LOOPBACK)
     if one.source and one.verb != "del":
         body += attribute(7, packed(one.source))
+    if protocol == DNS_ROUTE_PROTOCOL:
+        body += u32(6, _DNS_METRIC)
     kind = _DEL_ROUTE if one.verb == "del" else _NEW_ROUTE
     flags = REQUEST | ACK | _FLAGS[one.verb]
     return HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body

@@ -51,6 +51,22 @@ class Difference(Struct, frozen=True):
     what: str
 
 
+class Serving(Struct, frozen=True, kw_only=True):
+    """How a program serves one virtual server, as far as that is otherwise than the table says."""
+
+    refusal: str = ""
+    """Why it is not served, or not as it should be."""
+    served: bool = True
+    """False: its address and port are nobody's in this mode."""
+    passed_over: tuple[tuple[Endpoint, str], ...] = ()
+    """Endpoints that never get a connection, each with the reason."""
+    connected: tuple[Endpoint, ...] = ()
+    """Endpoints that processes of this node connect to: they see an address of the node,
+    whoever the client is."""
+
+
+AS_THE_TABLE_SAYS = Serving()
+
 NO_PROXY_PROTOCOL = Difference(
     "no-proxy-protocol",
     "annotation vipd/proxy-protocol has no effect: endpoints get what clients send, and nothing "
@@ -186,6 +202,9 @@ class Compiler(typing.Protocol[ProgramT, PlanOut, ObservedT]):
 
     def load(self, text: bytes) -> ObservedT:
         """Return what a kernel has that holds exactly the dumped program."""
+
+    def serving(self, program: ProgramT, key: Key) -> Serving | None:
+        """Return how the program serves a virtual server; None where it does not have it."""
 
     def trace(self, program: ProgramT, packet: Packet) -> Sequence[Step]:
         """Return what the packet meets in this program, in order. Follows no chance: a choice among

@@ -68,6 +68,10 @@ class ServerUsage(Struct, frozen=True, kw_only=True):
     """Connections of sources that are not allowed."""
     unserved: int | None = None
     """Connections for which there was no endpoint."""
+    remembered: int | None = None
+    """Clients that are remembered for affinity."""
+    forgotten: int | None = None
+    """Clients that were forgotten before their time, for lack of room."""
     workers: tuple[int, ...] = ()
     """Numbers of the workers that listen for it; none where the kernel forwards."""
     endpoints: tuple[EndpointUsage, ...] = ()

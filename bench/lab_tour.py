@@ -213,7 +213,9 @@ def datagrams(stage: Stage) -> Shown:
     asked = {way: stage.ask("client-1", way, BOTH, 53, _MANY) for way in ways}
     shown = Shown(
         what=f"{_MANY} UDP and {_MANY} TCP requests to port 53 of `both`",
-        command=f"exec client-1 sh -c 'echo who | nc -u -w 1 {BOTH} 53'",
+        # Of bash, which every Debian has: nc is not there by itself.
+        command=f"exec client-1 bash -c 'exec 3<>/dev/udp/{BOTH}/53; echo who >&3; "
+        "timeout 1 head -n 1 <&3'",
         header=("protocol", "pods that answer", "source they see"),
         rows=[(way.upper(), _pods(got), _sources(got)) for way, got in asked.items()],
     )

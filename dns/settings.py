@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
-from vipd.dns.answer import AnswerSettings
+from vipd.dns.decision import AnswerSettings
 from vipd.dns.forward.settings import ForwardSettings, Problem
 from vipd.dns.forward.settings import problems as problems_of_forwarding
 from vipd.dns.names import wire
@@ -168,6 +168,11 @@ def parse_listen(text: str) -> Listen:
     return Listen(address, int(digits))
 
 
+def listens(settings: DnsSettings) -> tuple[Listen, ...]:
+    """Return where is answered. Raise ValueError."""
+    return tuple([parse_listen(text) for text in settings.listen])
+
+
 def domain(text: str) -> bytes:
     """Return a cluster domain as wire name. Raise ValueError for what is none."""
     made = wire(text)
@@ -178,14 +183,14 @@ def domain(text: str) -> bytes:
 
 def zone_settings(settings: DnsSettings) -> ZoneSettings:
     """Return what the zone is told; `reverse` has to be filled in."""
-    listen = [parse_listen(text).address for text in settings.listen]
+    addresses = [one.address for one in listens(settings)]
     return ZoneSettings(
         domains=settings.domains,
         ttl=settings.ttl,
         negative_ttl=settings.negative_ttl,
         pods=settings.pods,
         reverse=tuple([parse_network(text) for text in settings.reverse or ()]),
-        name_server_addresses=tuple(dict.fromkeys(one for one in listen if not one.is_loopback)),
+        name_server_addresses=tuple(dict.fromkeys(one for one in addresses if not one.is_loopback)),
         exposed=frozenset(settings.namespaces) or None,
     )
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from vipd.backends.usage import Counting, Usage
+from vipd.dns.server.service import DnsService
 from vipd.proxy import views
 from vipd.proxy.config import Config
 from vipd.proxy.control import Reader
@@ -24,7 +25,7 @@ from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.question import question
 from vipd.proxy.sources.protocol import Source
-from vipd.proxy.status import Status, SwitchReport, judged
+from vipd.proxy.status import DnsView, Status, SwitchReport, judged
 from vipd.proxy.switch import LONGEST_DRAIN_SECONDS
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
@@ -55,6 +56,7 @@ class Answers:
         departures: Departures,
         source: Source,
         started: float,
+        dns: DnsService,
     ) -> None:
         self._config = config
         self._sync = sync
@@ -62,6 +64,7 @@ class Answers:
         self._departures = departures
         self._source = source
         self._started = started
+        self._dns = dns
 
     def requests(self) -> Mapping[str, Reader]:
         """Return the requests by name."""
@@ -82,15 +85,16 @@ class Answers:
         The pure work is done off the event loop.
         """
         workers, silence = await self._workers() if argument == WORKERS else ((), ())
+        dns = await self._dns_view() if argument == WORKERS else None
         sync, switching = self._sync, self._switching
         table, serving = sync.table, switching.serving
         servers, endpoints = await asyncio.to_thread(views.counts, table)
-        notes = await asyncio.to_thread(views.notes, sync.snapshot, table, self._config.node)
+        notes = await asyncio.to_thread(views.notes, sync.snapshot, table, self._sync.settings)
         said = Status(
             version=VERSION,
             pid=os.getpid(),
             mode=serving.mode,
-            node=self._config.node.node_name,
+            node=self._sync.settings.node_name,
             manifests=self._config.manifests,
             started=self._started,
             synced=serving.synced,
@@ -103,7 +107,7 @@ class Answers:
             failure=serving.failure,
             problems=tuple(str(error) for error in sync.problems.values()),
             conflicts=tuple(map(str, table.contested.values())),
-            rejected=tuple(f"{key}: {error}" for key, error in serving.rejected.items()),
+            rejected=tuple(views.rejected(table, serving.rejected)),
             notes=(*notes, *silence),
             passed_over=views.passed_over(self._source.passed_over),
             why_mode=switching.why,
@@ -112,25 +116,31 @@ class Answers:
             drains=switching.drains(),
             departed=self._departures.pending,
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
+            dns_listen=tuple(map(str, self._dns.listens)),
             workers=workers,
+            dns=dns,
         )
         return judged(said)
 
     async def services(self, argument: str = "") -> list[views.VirtualServerView]:
-        """Return every virtual server.
+        """Return every virtual server, and last what is left to vipd's DNS server.
 
         With the argument ``counters``, also what the serving dataplane has counted of each, and
         with ``counters NAMESPACE/NAME`` that of one service (or of one port, ``…:PORT``) alone.
         """
         word, _, name = argument.partition(" ")
         servers = self._sync.table.virtual_servers()
+        dns = await asyncio.to_thread(views.left_to_dns, self._sync.snapshot, self._sync.settings)
         if name:
             servers = [one for one in servers if name in (str(one.owner.service), str(one.owner))]
+            dns = [one for one in dns if name in (one.service, one.service.rpartition(":")[0])]
         driver = self._switching.serving.driver
         usage = Usage()
         if word == COUNTERS and isinstance(driver, Counting):
             usage = await driver.usage(servers)
-        return await asyncio.to_thread(views.services, servers, usage.by_server)
+        rejected = {key: str(error) for key, error in self._switching.serving.rejected.items()}
+        told = await asyncio.to_thread(views.services, servers, usage.by_server, rejected)
+        return [*told, *dns]
 
     async def _workers(self) -> tuple[tuple[WorkerView, ...], tuple[str, ...]]:
         """Return the workers of the serving dataplane, and a sentence where they do not answer."""
@@ -145,6 +155,27 @@ class Answers:
             return (), (f"workers do not answer: {why}",)
         return tuple(map(worker, usage.workers)), ()
 
+    async def _dns_view(self) -> DnsView | None:
+        if not self._dns.listens:
+            return None
+        told = await self._dns.told()
+        upstreams: dict[str, bool] = {}
+        for one in told:
+            for name, labels, value in one.samples:
+                if name == "vipd_dns_forward_upstream_down":
+                    at = dict(labels)["to"]
+                    upstreams[at] = upstreams.get(at, True) and not value
+        return DnsView(
+            workers=len(told),
+            wanted=self._dns.settings.workers,
+            restarts=self._dns.restarts,
+            synced=bool(told) and all(one.synced for one in told),
+            services=max((one.services for one in told), default=0),
+            questions=sum(sum(one.types.values()) for one in told),
+            failed=sum(one.rcodes.get("SERVFAIL", 0) for one in told),
+            upstreams=upstreams,
+        )
+
     async def program(self, _: str = "") -> Raw:
         """Return what the serving dataplane has in the kernel, or null while that is in doubt."""
         serving = self._switching.serving
@@ -156,7 +187,7 @@ class Answers:
         """Return the settings that the table and the program are made with."""
         own = self._sync.snapshot.own_addresses
         mode = self._switching.serving.mode
-        return views.settings(mode, self._config.node, own, self._config.dataplane)
+        return views.settings(mode, self._sync.settings, own, self._config.dataplane)
 
     async def switch(self, argument: str) -> SwitchReport:
         """Begin a switch and return its report as it is now."""
@@ -174,11 +205,12 @@ class Answers:
             question(argument),
             sync.snapshot,
             sync.table,
-            self._config.node,
+            self._sync.settings,
             self._config.dataplane,
             serving.mode,
             serving.program,
             serving.driver,
+            serving.rejected,
         )
 
     async def environment(self, argument: str) -> Environment:
@@ -186,7 +218,16 @@ class Answers:
         if not self._sync.listed:
             raise ControlError("the Services have not all been read yet")
         asked = checked(wanted(argument))
-        return await asyncio.to_thread(environment, asked, self._sync.snapshot.services)
+        services = self._sync.snapshot.services
+
+        def made() -> Environment:
+            pods = self._source.pods() if asked.pod else {}
+            if pods is None:
+                why = "the daemon reads no Pods of the API server; say --namespace only"
+                raise ControlError(why)
+            return environment(asked, services, pods)
+
+        return await asyncio.to_thread(made)
 
 
 def _request(argument: str) -> SwitchRequest:

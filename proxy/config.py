@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
 from vipd.backends.registry import AUTO, MODES
-from vipd.dns.settings import DnsSettings
+from vipd.dns.settings import DnsSettings, listens
 from vipd.dns.settings import problems as dns_problems
 from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
@@ -204,6 +204,7 @@ def load(flags: Flags) -> Config:
         "nodePortAddresses",
         told_addresses or ["primary"],
     )
+    dns = _dns(origin, told.dns, flags)
     masquerade_all = told.masquerade_all if flags.masquerade_all is None else flags.masquerade_all
     if not 0 <= told.masquerade_bit <= 31:
         raise ConfigError(f"{origin}: masqueradeBit", "must be between 0 and 31")
@@ -223,9 +224,10 @@ def load(flags: Flags) -> Config:
             masquerade_bit=told.masquerade_bit,
             node_port_addresses=None if ranges in ([], ["primary"]) else _networks(where, ranges),
             service_cidrs=service_cidrs,
+            dns_listens=frozenset((one.address, one.port) for one in listens(dns)),
         ),
         dataplane=_dataplane(origin, told, flags),
-        dns=_dns(origin, told.dns, flags),
+        dns=dns,
     )
 
 

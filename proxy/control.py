@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import stat
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def read(path: str, name: str, argument: str = "") -> bytes:
     if not document:
         raise ControlError(f"vipd on {path} closed the connection without an answer")
     return document
+
+
+def listener(path: str) -> int | None:
+    """Return the pid of who listens on `path`, 0 where it cannot be told; None where nobody does.
+
+    Nothing is asked: a daemon that is too busy to answer listens all the same.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as trying:
+        trying.setblocking(False)
+        try:
+            trying.connect(path)
+            told = trying.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except BlockingIOError:
+            return 0  # so many wait already
+        except OSError:
+            return None
+    pid: int = struct.unpack("3i", told)[0]
+    return pid
 
 
 def _make_way(path: str) -> None:

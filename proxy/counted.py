@@ -40,6 +40,10 @@ class CountersView(Struct, frozen=True, omit_defaults=True):
     """Connections of sources that are not allowed."""
     unserved: int | None = None
     """Connections for which there was no endpoint."""
+    remembered: int | None = None
+    """Clients that are remembered for affinity."""
+    forgotten: int | None = None
+    """Clients that were forgotten before their time, for lack of room."""
     workers: list[int] = []
     """Numbers of the workers that listen for it."""
     endpoints: list[EndpointCountersView] = []
@@ -68,6 +72,8 @@ def counters(told: ServerUsage) -> CountersView:
         so_far=told.so_far,
         denied=told.denied,
         unserved=told.unserved,
+        remembered=told.remembered,
+        forgotten=told.forgotten,
         workers=list(told.workers),
         endpoints=[_endpoint(one) for one in told.endpoints],
     )

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Collection
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
 from vipd.dns.server import way
 from vipd.dns.server.service import DnsService
-from vipd.proxy import control, instance, record
+from vipd.proxy import control, instance, lean, record
 from vipd.proxy.answers import Answers
 from vipd.proxy.choice import begin, choose, require
 from vipd.proxy.config import Config
 from vipd.proxy.departures import Departures
 from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
-from vipd.proxy.settings import NodeSettings
+from vipd.proxy.resolve import left_to_dns
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.protocol import Source
 from vipd.proxy.switching import Switching
@@ -101,8 +102,8 @@ async def run(config: Config, source: Source) -> None:
     departures = Departures(
         config.dataplane.drain_seconds, switching.cut, lambda: (sync.snapshot, sync.table)
     )
-    answers = Answers(config, sync, switching, departures, source, started)
-    requests = {**answers.requests(), "dns": dns.status}
+    answers = Answers(config, sync, switching, departures, source, started, dns)
+    requests = {**answers.requests(), "dns": dns.status, "dns-trace": dns.trace}
     server = await control.serve(config.socket, requests)
     log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)
     if switching.why:
@@ -122,7 +123,7 @@ async def run(config: Config, source: Source) -> None:
                 _following(sync, source),
                 _serving(switching, config),
                 departures.run(),
-                _preparing(dns, node),
+                _preparing(dns, sync),
             )
         ]
         await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
@@ -157,9 +158,19 @@ async def _following(sync: Sync, source: Source) -> None:
     await asyncio.Event().wait()
 
 
-async def _preparing(dns: DnsService, node: NodeSettings) -> None:
-    """Let questions come to the DNS server without connection tracking."""
-    await way.prepare(dns.listens, node.service_cidrs)
+async def _preparing(dns: DnsService, sync: Sync) -> None:
+    """Let questions come to the DNS server without connection tracking.
+
+    Before the first list only the settings tell which addresses are cluster IPs.
+    """
+    await way.prepare(dns.listens, sync.settings.service_cidrs, whole=False)
+    await dns.in_step()
+    found = {
+        ip_network(str(key.address))
+        for service in sync.snapshot.services.values()
+        for _, key, _ in left_to_dns(service, sync.settings.dns_listens)
+    }
+    await way.prepare(dns.listens, (*sync.table.network.service_cidrs, *found))
     await asyncio.Event().wait()
 
 
@@ -177,3 +188,4 @@ def _synced() -> None:
     gc.freeze()
     gc.enable()
     notify("READY=1")
+    lean.give_back()

@@ -22,7 +22,7 @@ from vipd.proxy.decode_service import service
 from vipd.proxy.decode_topology import namespace, node, pod, service_cidr
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Kind
-from vipd.proxy.model import KubernetesObject
+from vipd.proxy.model import KubernetesObject, Service
 from vipd.proxy.names import NamespacedName
 
 Decoded = KubernetesObject | Endpoints
@@ -30,6 +30,9 @@ MAX_OBJECT_BYTES = 16 << 20
 """Size of one object's JSON; the API server's own limit for a request is 3 MiB."""
 CLUSTER_WIDE = frozenset({"Node", "Namespace", "ServiceCIDR"})
 """The kinds read that have no namespace."""
+
+MOST_FLAWS = 5
+"""Entries of one object that are named one by one."""
 
 Bytes = bytes | msgspec.Raw
 """The JSON of one object; a Raw is a piece of a bigger document, not copied."""
@@ -107,6 +110,17 @@ def decode(raw: Bytes, origin: str, head: Head | None = None) -> Decoded | None:
 def decode_kind(kind: Kind, raw: Bytes, origin: str) -> KubernetesObject | None:
     """Return an object that is known to be of this kind, as in a watch; None for an FQDN slice."""
     return _KINDS[kind](raw, origin, None)
+
+
+def flaws(value: Decoded | None, origin: str, thing: str) -> ManifestError | None:
+    """Return what was left out of an object, as one error; None where nothing was."""
+    if not isinstance(value, Service) or not value.flaws:
+        return None
+    first, *others = value.flaws
+    named = [f"{one.field}: {one.why}" for one in others[: MOST_FLAWS - 1]]
+    more = len(value.flaws) - MOST_FLAWS
+    why = "; ".join((first.why, *named, *([f"and {more} more"] if more > 0 else [])))
+    return ManifestError(origin, thing, first.field, f"{why} (left out; the rest is served)")
 
 
 def _reader(

@@ -22,8 +22,8 @@ from vipd.proxy.decode_raw import (
     RawServicePort,
     ServiceSpec,
 )
-from vipd.proxy.model import Service, ServicePort, ServiceType, TrafficPolicy
-from vipd.proxy.names import Address, Family, NamespacedName, Protocol
+from vipd.proxy.model import Flaw, Service, ServicePort, ServiceType, TrafficPolicy
+from vipd.proxy.names import Address, Family, NamespacedName, Network, Protocol
 
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 HEADLESS = "service.kubernetes.io/headless"
@@ -32,7 +32,11 @@ MAX_AFFINITY_SECONDS = 86400
 
 
 def service(raw: RawService) -> Service:
-    """Return the Service, or raise FieldError."""
+    """Return the Service, or raise FieldError.
+
+    A wrong external or load-balancer address, or source range, is left out, and is one of `flaws`.
+    """
+    flaws: list[Flaw] = []
     metadata, spec = raw.metadata, raw.spec
     name = NamespacedName(
         checked_name(metadata.namespace or "default", "metadata.namespace"),
@@ -50,16 +54,14 @@ def service(raw: RawService) -> Service:
         proxy_name=labels.get(PROXY_NAME),
         cluster_ips=cluster_ips,
         families=_families(spec),
-        external_ips=_addresses(spec.external_ips, "spec.externalIPs"),
-        load_balancer_ips=_load_balancer_ips(raw),
+        external_ips=_external_ips(spec, flaws),
+        load_balancer_ips=_load_balancer_ips(raw, flaws),
         ports=_ports(spec, kind, none),
         internal_policy=spec.internal_traffic_policy or TrafficPolicy.CLUSTER,
         external_policy=spec.external_traffic_policy or TrafficPolicy.CLUSTER,
         affinity_seconds=_affinity_seconds(spec),
-        source_ranges=tuple(
-            network(text, f"spec.loadBalancerSourceRanges[{i}]")
-            for i, text in enumerate(spec.load_balancer_source_ranges or ())
-        ),
+        source_ranges=(ranges := _source_ranges(spec, flaws)),
+        ranges_lost=len(ranges) < len(spec.load_balancer_source_ranges or ()),
         health_check_node_port=spec.health_check_node_port or 0,
         publish_not_ready=spec.publish_not_ready_addresses or False,
         selector=tuple(sorted(spec.selector.items())) if spec.selector else (),
@@ -70,6 +72,7 @@ def service(raw: RawService) -> Service:
         drain_seconds=wanted.drain_seconds,
         proxy_protocol=wanted.proxy_protocol,
         keeps_failing=wanted.keeps_failing,
+        flaws=tuple(flaws),
     )
 
 
@@ -105,7 +108,30 @@ def _addresses(texts: list[str] | None, field: str) -> tuple[Address, ...]:
     return tuple(found)
 
 
-def _load_balancer_ips(raw: RawService) -> tuple[Address, ...]:
+def _external_ips(spec: ServiceSpec, flaws: list[Flaw]) -> tuple[Address, ...]:
+    """Return the addresses; blank ones are passed over in silence, as kube-proxy does."""
+    found: list[Address] = []
+    for i, text in enumerate(spec.external_ips or ()):
+        if not text.strip():
+            continue
+        try:
+            found.append(address(text))
+        except ValueError as error:
+            flaws.append(Flaw(f"spec.externalIPs[{i}]", str(error)))
+    return tuple(found)
+
+
+def _source_ranges(spec: ServiceSpec, flaws: list[Flaw]) -> tuple[Network, ...]:
+    found: list[Network] = []
+    for i, text in enumerate(spec.load_balancer_source_ranges or ()):
+        try:
+            found.append(network(text, f"spec.loadBalancerSourceRanges[{i}]"))
+        except FieldError as error:
+            flaws.append(Flaw(error.field, error.why))
+    return tuple(found)
+
+
+def _load_balancer_ips(raw: RawService, flaws: list[Flaw]) -> tuple[Address, ...]:
     """Return the addresses that are captured; a load balancer in mode Proxy is left alone."""
     if raw.status is None or raw.status.load_balancer is None:
         return ()
@@ -116,7 +142,7 @@ def _load_balancer_ips(raw: RawService) -> tuple[Address, ...]:
         try:
             found.append(address(each.ip))
         except ValueError as error:
-            raise FieldError(f"status.loadBalancer.ingress[{i}].ip", str(error)) from error
+            flaws.append(Flaw(f"status.loadBalancer.ingress[{i}].ip", str(error)))
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ from vipd.proxy.decode_fields import is_name, shown
 from vipd.proxy.errors import ConfigError, ControlError, QuestionError
 from vipd.proxy.model import Pod, Service, ServicePort, ServiceType
 from vipd.proxy.names import Address, NamespacedName
+from vipd.proxy.words import counted
 
 KUBERNETES = NamespacedName("default", "kubernetes")
 """The service that every pod gets variables of, whatever its namespace and its spec."""
@@ -66,11 +67,11 @@ def checked(asked: Wanted) -> Wanted:
 def environment(
     asked: Wanted,
     services: Mapping[NamespacedName, Service],
-    pods: Mapping[NamespacedName, Pod] | None = None,
+    pods: Mapping[NamespacedName, Pod],
 ) -> Environment:
     """Return the variables of a pod's containers, as they would be if it started now.
 
-    `pods` are all Pods, None where none are kept. Raise QuestionError for a Pod that is not known.
+    Of `pods` only the one that is asked about matters; QuestionError where it is not among them.
     """
     links = asked.service_links and (not asked.pod or _pod(asked, pods).service_links)
     chosen = _chosen(asked.namespace, services, links=links)
@@ -86,13 +87,8 @@ def environment(
     return Environment(told, tuple(notes))
 
 
-def _pod(asked: Wanted, pods: Mapping[NamespacedName, Pod] | None) -> Pod:
+def _pod(asked: Wanted, pods: Mapping[NamespacedName, Pod]) -> Pod:
     name = NamespacedName(asked.namespace, asked.pod)
-    if pods is None:
-        raise QuestionError(
-            f"Pod {name}: the daemon keeps no Pods: name manifests that have it (-f), or say "
-            "--no-service-links where its spec.enableServiceLinks is false"
-        )
     found = pods.get(name)
     if found is None:
         others = sorted(one.name for one in pods if one.namespace == asked.namespace)
@@ -202,4 +198,4 @@ def _absences(
 def _said(clashes: Sequence[str]) -> Iterator[str]:
     yield from clashes[:MOST_CLASHES]
     if len(clashes) > MOST_CLASHES:
-        yield f"{len(clashes) - MOST_CLASHES} more variables are wanted by two services"
+        yield f"two services want {counted(len(clashes) - MOST_CLASHES, 'more variable')}"

@@ -92,12 +92,13 @@ class UnknownResult(DataplaneError):
 
 
 class Rejected(DataplaneError):
-    """The kernel or its tool refused an operation. `operation` is its text, shortened."""
+    """The kernel or its tool refused an operation. `operation` is its text, shortened; empty where
+    it was not even tried, and `stderr` is all there is to say."""
 
     retry = Retry.NEVER
 
     def __init__(self, operation: str, stderr: str) -> None:
-        super().__init__(f"{operation}: {stderr}")
+        super().__init__(f"{operation}: {stderr}" if operation else stderr)
         self.operation = operation
         self.stderr = stderr
 

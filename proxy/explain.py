@@ -18,6 +18,7 @@ from vipd.proxy.left_out import LeftOut, left_out
 from vipd.proxy.model import Algorithm
 from vipd.proxy.names import Address, family_of
 from vipd.proxy.question import inside
+from vipd.proxy.resolve import is_dns
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.views import place
@@ -43,6 +44,8 @@ class Verdict(StrEnum):
     DROP = "drop"
     PASS = "pass"
     """vipd does not touch it."""
+    UNSERVED = "unserved"
+    """A virtual server should answer, and this mode does not serve it: the path tells the rest."""
 
 
 class Chance(Struct, frozen=True, omit_defaults=True):
@@ -95,6 +98,8 @@ class Explanation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     verdict: Verdict
     why: str
     """What the verdict means, and where it comes from."""
+    rejected: str = ""
+    """Why the mode serves the virtual server otherwise than it should."""
     server: Answering | None = None
     policy: tuple[str, ...] = ()
     masquerade: str = ""
@@ -137,7 +142,7 @@ def explain(
     """
     server = answering(table, packet)
     if server is None:
-        verdict, why = _unanswered(table, packet)
+        verdict, why = _unanswered(table, packet, settings)
         return Explanation(
             mode=mode, source=str(packet.source), sender=sender, interface=packet.interface,
             destination=_destination(packet), protocol=packet.protocol.value, verdict=verdict,
@@ -194,10 +199,17 @@ def _asks_node_ports(table: Table, packet: Packet) -> bool:
     return inside(packet.destination, table.network.node_port_ranges)
 
 
-def _unanswered(table: Table, packet: Packet) -> tuple[Verdict, str]:
+def goes_to_dns(packet: Packet, settings: NodeSettings) -> bool:
+    """Return whether vipd's DNS server on this node answers, past the dataplane."""
+    return is_dns(packet.destination, packet.port, packet.protocol, settings.dns_listens)
+
+
+def _unanswered(table: Table, packet: Packet, settings: NodeSettings) -> tuple[Verdict, str]:
     """Return what becomes of a packet that no virtual server answers."""
     destination, port = packet.destination, f"{packet.port}/{packet.protocol}"
     untouched = "passes untouched"
+    if goes_to_dns(packet, settings):
+        return Verdict.PASS, f"{untouched}, and untracked: vipd's DNS server on this node answers"
     if packet.to_node:
         why = f"{untouched}: {destination} is this node's own, and what listens there answers"
         if Key(family_of(destination), None, packet.protocol, packet.port) in table.claims:

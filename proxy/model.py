@@ -74,6 +74,16 @@ class ServicePort(Struct, frozen=True, kw_only=True):
     target_port: int | str = 0
 
 
+class Flaw(Struct, frozen=True):
+    """An entry of an object that is wrong and was left out; the rest of the object holds.
+
+    `field` is its path, such as ``spec.externalIPs[1]``, `why` the rest of the sentence.
+    """
+
+    field: str
+    why: str
+
+
 class Service(Struct, frozen=True, kw_only=True):
     """A Service. Tuples keep the order of the API object; both families stand together."""
 
@@ -96,6 +106,8 @@ class Service(Struct, frozen=True, kw_only=True):
     affinity_seconds: int | None = None
     """Time-out of ClientIP affinity in seconds, or None without affinity."""
     source_ranges: tuple[Network, ...] = ()
+    ranges_lost: bool = False
+    """A source range was left out: a family that has no other one lets nobody in."""
     health_check_node_port: int = 0
     publish_not_ready: bool = False
     selector: tuple[tuple[str, str], ...] = ()
@@ -111,6 +123,7 @@ class Service(Struct, frozen=True, kw_only=True):
     """Annotation ``vipd/proxy-protocol``: endpoints are told the client's address, by version 2."""
     keeps_failing: bool = False
     """Annotation ``vipd/keep-failing-endpoints``: those that fail get connections like others."""
+    flaws: tuple[Flaw, ...] = ()
 
 
 class SliceEndpoint(Struct, frozen=True, kw_only=True):

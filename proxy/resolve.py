@@ -126,6 +126,8 @@ class ThisNode(Struct, frozen=True):
     tells_pods: frozenset[Family]
     """Families for which the detect-local mode can tell pods from other sources."""
     masquerade_all: bool
+    dns: frozenset[tuple[Address, int]]
+    """Where vipd's DNS server answers."""
 
 
 def this_node(snapshot: Snapshot, settings: NodeSettings) -> ThisNode:
@@ -138,7 +140,27 @@ def this_node(snapshot: Snapshot, settings: NodeSettings) -> ThisNode:
         node_addresses(snapshot, settings),
         frozenset(told),
         settings.masquerade_all,
+        settings.dns_listens,
     )
+
+
+def left_to_dns(
+    service: Service, listens: frozenset[tuple[Address, int]]
+) -> Iterable[tuple[Kind, Key, ServicePortName]]:
+    """Yield the places of a service at which vipd's DNS server answers in place of endpoints."""
+    for family in Family:
+        for port in service.ports:
+            for kind, address in _places(service, port, family):
+                if address is not None and is_dns(address, port.port, port.protocol, listens):
+                    key = Key(family, address, port.protocol, port.port)
+                    yield kind, key, ServicePortName(service.name, port.name, port.protocol)
+
+
+def is_dns(
+    address: Address, port: int, protocol: Protocol, listens: frozenset[tuple[Address, int]]
+) -> bool:
+    """Return whether vipd's DNS server answers there: it does so without being translated to."""
+    return protocol in (Protocol.UDP, Protocol.TCP) and (address, port) in listens
 
 
 def virtual_servers(
@@ -159,6 +181,8 @@ def virtual_servers(
             owner = ServicePortName(service.name, port.name, port.protocol)
             lists = usable(slices, owner, family, node.here, _weigher(service))
             for kind, address in _places(service, port, family):
+                if address is not None and is_dns(address, port.port, port.protocol, node.dns):
+                    continue
                 key = Key(family, address, port.protocol, port.port if address else port.node_port)
                 # The first kind wins, so that a load-balancer address keeps its source ranges.
                 if key not in wanted:
@@ -237,12 +261,14 @@ def _allowed_sources(
 ) -> tuple[Network, ...] | None:
     """Return the collapsed source ranges of a family, or None where everyone may connect.
 
-    Ranges of the other family alone do not restrict this one. Where a range holds the node's own
-    address, the load-balancer addresses are allowed too: the node may use them as its source.
+    Ranges of the other family alone do not restrict this one, unless one was left out as wrong: it
+    may have been this family's, and nobody is let in who should not be. Where a range holds the
+    node's own address, the load-balancer addresses are allowed too: the node may use them as its
+    source.
     """
     ranges = [one for one in service.source_ranges if family_of(one) is family]
     if not ranges:
-        return None
+        return () if service.ranges_lost else None
     if any(address in one for one in ranges for address in own if family_of(address) is family):
         vips = [ip for ip in service.load_balancer_ips if family_of(ip) is family]
         ranges += [ip_network(vip) for vip in vips]

@@ -75,3 +75,5 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     service_cidrs: tuple[Network, ...] = ()
     """Ranges of cluster IPs, added to those of ServiceCIDR objects: unallocated addresses in them
     are dropped. Empty: nothing is dropped."""
+    dns_listens: frozenset[tuple[Address, int]] = frozenset()
+    """Where vipd's DNS server answers on this node, over TCP and UDP: no virtual server does."""

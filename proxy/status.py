@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from msgspec import Struct, structs
 
 from vipd.proxy.counted import WorkerView
+from vipd.proxy.words import counted
 
 
 class LastSync(Struct, frozen=True):
@@ -49,6 +50,24 @@ class DrainView(Struct, frozen=True):
     """Flows left; None: not counted yet."""
     where: dict[str, int] = {}
     """The virtual servers with most of them."""
+
+
+class DnsView(Struct, frozen=True, kw_only=True):
+    """How the DNS server is. Numbers are those of all workers together, since they were started."""
+
+    workers: int
+    """Processes that say how they are, of `wanted`."""
+    wanted: int
+    restarts: int
+    synced: bool
+    """Whether each of them was told of all services."""
+    services: int
+    """Services that have names."""
+    questions: int
+    failed: int
+    """Questions that were answered with SERVFAIL."""
+    upstreams: dict[str, bool]
+    """Where names of others are asked for, and whether it answers."""
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -93,8 +112,13 @@ class Status(Struct, frozen=True, kw_only=True):
     flows_cut: int = 0
     """Flows that were ended at a deadline, since the start."""
 
+    dns_listen: tuple[str, ...] = ()
+    """Where the DNS server answers: ``ADDRESS:PORT``, IPv6 in brackets. Empty: there is none."""
+
     workers: tuple[WorkerView, ...] = ()
     """Processes that forward, those that take nothing new last; told to whoever asks for them."""
+    dns: DnsView | None = None
+    """None where there is no DNS server; told to whoever asks for workers."""
 
     degraded: bool = False
     """Whether something that an operator should look at keeps some service from being served:
@@ -110,12 +134,34 @@ def judged(status: Status) -> Status:
         status.rejected,
         status.trouble,
     )
-    return structs.replace(status, degraded=not status.synced or any(bad))
+    dns = status.dns
+    unnamed = dns is not None and (not dns.synced or dns.workers < dns.wanted)
+    return structs.replace(status, degraded=not status.synced or unnamed or any(bad))
+
+
+def dns_line(listens: Iterable[str], told: DnsView | None) -> str:
+    """Return what people read of the DNS server: where, whether all is known, what was asked."""
+    words = [", ".join(listens)]
+    if told is None:
+        return words[0]
+    if told.workers < told.wanted:
+        words.append(f"{told.wanted - told.workers} of {told.wanted} workers do not answer")
+    if told.workers:
+        words.append(f"{told.services} services" if told.synced else "services not known yet")
+    words.append(f"{told.questions} questions, {told.failed} failed")
+    if told.upstreams:
+        up = sum(told.upstreams.values())
+        words.append(f"{up} of {len(told.upstreams)} upstreams up")
+    if told.restarts:
+        words.append(f"{told.restarts} restarts")
+    return "; ".join(words)
 
 
 def drain_lines(drains: Iterable[DrainView], now: float) -> Iterator[str]:
     """Yield what people read of dataplanes that drain: flows, until when, and where they are."""
     for one in drains:
-        flows = "flows not counted yet" if one.flows is None else f"{one.flows} flows left"
+        flows = (
+            "flows not counted yet" if one.flows is None else f"{counted(one.flows, 'flow')} left"
+        )
         yield f"{one.mode}: {flows}, until they end or for {max(0.0, one.deadline - now):.0f} s"
         yield from (f"  {count} on {server}" for server, count in one.where.items())

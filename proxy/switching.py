@@ -24,6 +24,7 @@ from vipd.proxy.status import DrainView, SwitchReport
 from vipd.proxy.switch import Action, Drain, Event, Record
 from vipd.proxy.sync import Sync
 from vipd.proxy.virtualserver import Key
+from vipd.proxy.words import counted
 
 BRING_UP_SECONDS = 300.0
 """How long a new dataplane may take until everything is programmed, all tries together."""
@@ -164,10 +165,12 @@ class Switching:
 
         size = await asyncio.to_thread(plan_size)
         lines += [f"would do otherwise: {one.name}: {one.what}" for one in compiler.differences]
-        lines.append(f"would program {size} kernel objects of {mode} beside the old ones")
+        lines.append(
+            f"would program {counted(size, 'kernel object')} of {mode} beside the old ones"
+        )
         try:
             old = await self.backend(self.state.serving).driver.flows()
-            lines.append(f"would drain {old.total} flows of {self.state.serving}")
+            lines.append(f"would drain {counted(old.total, 'flow')} of {self.state.serving}")
         except DataplaneError as error:
             lines.append(f"would drain {self.state.serving}; its flows cannot be counted: {error}")
         return lines

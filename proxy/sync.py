@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
+from msgspec import structs
 
 from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Event, Problem, Synced
+from vipd.proxy.names import Address
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import Snapshot, Touched, fold
@@ -77,6 +79,21 @@ class Sync:
             for dataplane in self._dataplanes:
                 dataplane.show(self.table)
             return
+        self._update(touched)
+
+    def leave_to_dns(self, listens: frozenset[tuple[Address, int]]) -> None:
+        """Let vipd's DNS server answer there from now on, and nowhere else."""
+        moved = {address for address, _ in listens ^ self.settings.dns_listens}
+        self.settings = structs.replace(self.settings, dns_listens=listens)
+        concerned = [
+            one.name
+            for one in self.snapshot.services.values()
+            if not moved.isdisjoint((*one.cluster_ips, *one.external_ips, *one.load_balancer_ips))
+        ]
+        if self.listed and concerned:
+            self._update(Touched(services=frozenset(concerned)))
+
+    def _update(self, touched: Touched) -> None:
         before = self.table
         self.table, changes = update(before, self.snapshot, self.settings, touched)
         if changes:

@@ -4,12 +4,13 @@ Lives here: their JSON shape, made from virtual servers. Pure. Must not: format 
 (cli/), nor read counters itself.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from msgspec import Struct
 
 from vipd.backends.usage import ServerUsage
+from vipd.proxy import resolve
 from vipd.proxy.counted import CountersView, counters
 from vipd.proxy.events import OwnAddresses
 from vipd.proxy.names import Address, family_of, parse_address, parse_network
@@ -18,6 +19,7 @@ from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Table, Use, VirtualServer
 
 _NOTHING: Mapping[Key, ServerUsage] = MappingProxyType({})
+_NONE: Mapping[Key, str] = MappingProxyType({})
 
 
 class EndpointView(Struct, frozen=True, omit_defaults=True):
@@ -56,17 +58,54 @@ class VirtualServerView(Struct, frozen=True, omit_defaults=True):
     """Whether endpoints that fail are never set aside, where the mode would."""
     counters: CountersView | None = None
     """None where nobody asked for them, or the mode has none."""
+    rejected: str | None = None
+    """Why the dataplane does not serve it, or not as it should."""
+    by_dns: bool = False
+    """Whether vipd's DNS server answers there, and no endpoint does."""
 
 
 def services(
-    virtual_servers: Iterable[VirtualServer], usage: Mapping[Key, ServerUsage] = _NOTHING
+    virtual_servers: Iterable[VirtualServer],
+    usage: Mapping[Key, ServerUsage] = _NOTHING,
+    rejected: Mapping[Key, str] = _NONE,
 ) -> list[VirtualServerView]:
     """Return the views of virtual servers, sorted by service, then by address."""
     ordered = sorted(virtual_servers, key=lambda one: (one.owner, one.key.sort_key()))
-    return [_view(one, usage.get(one.key)) for one in ordered]
+    return [_view(one, usage.get(one.key), rejected.get(one.key)) for one in ordered]
 
 
-def _view(server: VirtualServer, usage: ServerUsage | None) -> VirtualServerView:
+def rejected(table: Table, refused: Mapping[Key, Exception]) -> Iterator[str]:
+    """Yield a sentence on each virtual server that a dataplane refused, with whose it is."""
+    for key, error in refused.items():
+        claims = table.claims.get(key)
+        yield f"{claims[0].owner} at {key}: {error}" if claims else f"{key}: {error}"
+
+
+def left_to_dns(snapshot: Snapshot, settings: NodeSettings) -> list[VirtualServerView]:
+    """Return what services would have at the addresses of vipd's DNS server, which answers there.
+
+    Costs O(services) where it listens anywhere.
+    """
+    if not settings.dns_listens:
+        return []
+    return [
+        VirtualServerView(
+            service=str(owner),
+            kind=kind.value,
+            address=place(key),
+            protocol=key.protocol.value,
+            algorithm=service.algorithm.value,
+            policy=Use.CLUSTER.value,
+            by_dns=True,
+        )
+        for _, service in sorted(snapshot.services.items())
+        for kind, key, owner in resolve.left_to_dns(service, settings.dns_listens)
+    ]
+
+
+def _view(
+    server: VirtualServer, usage: ServerUsage | None, rejected: str | None
+) -> VirtualServerView:
     reachable = server.cluster if server.use is Use.CLUSTER else server.local
     sources = server.allowed_sources
     return VirtualServerView(
@@ -85,6 +124,7 @@ def _view(server: VirtualServer, usage: ServerUsage | None) -> VirtualServerView
         proxy_protocol=server.proxy_protocol,
         keeps_failing=server.keeps_failing,
         counters=None if usage is None else counters(usage),
+        rejected=rejected,
     )
 
 
@@ -116,6 +156,7 @@ class SettingsView(Struct, frozen=True):
     masquerade_bit: int
     node_port_addresses: list[str] | None
     service_cidrs: list[str]
+    dns_listens: list[tuple[str, int]]
     own_addresses: list[str]
     """Addresses of the daemon's interfaces, where its mode has to know them."""
     dataplane: DataplaneSettings
@@ -137,6 +178,7 @@ class SettingsView(Struct, frozen=True):
             masquerade_bit=self.masquerade_bit,
             node_port_addresses=None if ranges is None else tuple(map(parse_network, ranges)),
             service_cidrs=tuple(map(parse_network, self.service_cidrs)),
+            dns_listens=frozenset((parse_address(one), port) for one, port in self.dns_listens),
         )
 
 
@@ -156,6 +198,7 @@ def settings(
         masquerade_bit=node.masquerade_bit,
         node_port_addresses=None if ranges is None else list(map(str, ranges)),
         service_cidrs=list(map(str, node.service_cidrs)),
+        dns_listens=sorted((str(one), port) for one, port in node.dns_listens),
         own_addresses=list(map(str, own_addresses)),
         dataplane=dataplane,
     )

@@ -12,10 +12,12 @@ from vipd.backends.iptables.observed import Observed
 from vipd.backends.iptables.plan import IptablesPlan
 from vipd.backends.iptables.trace import trace
 from vipd.backends.protocol import (
+    AS_THE_TABLE_SAYS,
     NO_PROXY_PROTOCOL,
     Capabilities,
     Difference,
     Packet,
+    Serving,
     Step,
 )
 from vipd.proxy.model import Algorithm
@@ -90,6 +92,10 @@ class IptablesCompiler:
     def load(self, text: bytes) -> Observed:
         """Return what a kernel has that holds exactly the dumped program."""
         return observed.load(text)
+
+    def serving(self, program: Program, key: Key) -> Serving | None:
+        """Return that it is served as the table says; None where the program does not have it."""
+        return AS_THE_TABLE_SAYS if key in program.servers else None
 
     def trace(self, program: Program, packet: Packet) -> Sequence[Step]:
         """Return what the packet meets in this program, in order."""

@@ -18,6 +18,7 @@ from vipd.backends.xtables import Xtables
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import family_of, parse_address
 from vipd.proxy.virtualserver import Endpoint
+from vipd.proxy.words import counted
 
 LISTS = Path("/proc/thread-self/net/xt_recent")
 TIMERS = Path("/proc/timer_list")
@@ -57,7 +58,7 @@ def _counts(table: str, text: str, rules: Met) -> Sequence[str]:
         match = _COUNTED.match(line)
         if match and match[2] in held:
             held[match[2]].append(int(match[1]))
-    counted: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     other = []
     places = {(chain.name, number): chain for _, chain, number in rules}
     for (_, number), chain in places.items():
@@ -68,9 +69,9 @@ def _counts(table: str, text: str, rules: Met) -> Sequence[str]:
         what = rule.text
         if rule.target.startswith(_TRANSLATION):
             what = f"to {rule.target.removeprefix(_TRANSLATION)}"
-        counted[f"{table} {chain.name}: {what}"] += counts[number]
-    unit = "new connections" if table == NAT else "packets"
-    told = [f"{what}, {count} {unit}" for what, count in counted.items()]
+        total[f"{table} {chain.name}: {what}"] += counts[number]
+    unit = "new connection" if table == NAT else "packet"
+    told = [f"{what}, {counted(count, unit)}" for what, count in total.items()]
     return [*told, *dict.fromkeys(other)]
 
 

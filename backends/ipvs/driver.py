@@ -38,7 +38,7 @@ from vipd.backends.ipvs.plan import IpvsPlan, Prologue, Unit
 from vipd.backends.ipvs.rules import GUARD
 from vipd.backends.ipvs.settings import CONNTRACK, version, wanted
 from vipd.backends.ipvs.work import Work
-from vipd.backends.local_routes import LocalRoutes, Wanted
+from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.sysctl import Sysctls
 from vipd.proxy.errors import DataplaneError, Rejected, Unsupported
@@ -93,7 +93,7 @@ class IpvsDriver:
         for one in routes:
             if one.protocol == ROUTE_PROTOCOL:
                 things[Route(family_of(one.address), one.address)] = one.source
-            elif one.is_local:
+            elif one.is_local and one.protocol != DNS_ROUTE_PROTOCOL:
                 strange.add(one.address)
         services = await asyncio.to_thread(self._kernel.services)
         ours = {one for one in services if record(one) in things}
@@ -200,7 +200,7 @@ class IpvsDriver:
     async def _units(self, units: Sequence[Unit]) -> dict[Key, DataplaneError]:
         """Do all units, kind by kind: each kind is one batch, whatever the number of units."""
         rejected: dict[Key, DataplaneError] = {
-            unit.key: Rejected(str(unit.key), unit.conflict)
+            unit.key: Rejected("", unit.conflict)
             for unit in units
             if unit.conflict and unit.key is not None
         }

@@ -17,6 +17,7 @@ from vipd.backends.protocol import Known, Packet
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Address, family_of, parse_address
 from vipd.proxy.virtualserver import Endpoint, Key
+from vipd.proxy.words import counted
 
 CONNECTIONS = Path("/proc/thread-self/net/ip_vs_conn")
 MOST_ENTRIES = 10
@@ -55,7 +56,7 @@ def _known(program: Program, packet: Packet) -> Known:
         return Known(tuple(lines))
     lines += [str(one) for one in found[:MOST_ENTRIES]]
     if len(found) > MOST_ENTRIES:
-        lines.append(f"and {len(found) - MOST_ENTRIES} entries more")
+        lines.append(f"and {len(found) - MOST_ENTRIES} more")
     if not found:
         lines.append(f"IPVS has no entry of {packet.source} to this destination")
     memory = [one.endpoint for one in found if not one.client_port]
@@ -74,10 +75,11 @@ def _usage(service: Service) -> Sequence[str]:
     total, servers = told
     active, inactive = sum(one.active for one in servers), sum(one.inactive for one in servers)
     return [
-        f"{where}: {total} connections so far, {active} active, {inactive} inactive",
+        f"{where}: {counted(total, 'connection')} so far, {active} active, {inactive} inactive",
         *(
             f"{where}, real server {Endpoint(one.address, one.port)} of weight {one.weight}: "
-            f"{one.total} connections so far, {one.active} active, {one.inactive} inactive"
+            f"{counted(one.total, 'connection')} so far, {one.active} active, "
+            f"{one.inactive} inactive"
             for one in servers
         ),
     ]

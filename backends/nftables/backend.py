@@ -17,10 +17,12 @@ from vipd.backends.nftables.plan import (
 )
 from vipd.backends.nftables.trace import trace
 from vipd.backends.protocol import (
+    AS_THE_TABLE_SAYS,
     NO_PROXY_PROTOCOL,
     Capabilities,
     Difference,
     Packet,
+    Serving,
     Step,
 )
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
@@ -64,6 +66,10 @@ class NftablesCompiler:
     def load(self, text: bytes) -> Observed:
         """Return what a kernel has that holds exactly the dumped program."""
         return load(text)
+
+    def serving(self, program: Program, key: Key) -> Serving | None:
+        """Return that it is served as the table says; None where the program does not have it."""
+        return AS_THE_TABLE_SAYS if key in program.entries else None
 
     def trace(self, program: Program, packet: Packet) -> Sequence[Step]:
         """Return what the packet meets in this program, in order."""

@@ -16,6 +16,7 @@ from vipd.backends.protocol import Known, Packet
 from vipd.proxy.errors import DataplaneError, OutOfStep
 from vipd.proxy.names import family_of, parse_address
 from vipd.proxy.virtualserver import Endpoint
+from vipd.proxy.words import counted
 
 KEYS_AT_ONCE = 32
 """Elements in one `get element`: nft 1.0.6 dies of signal 11 with 200 (100 are well)."""
@@ -101,8 +102,10 @@ def _to_seconds(rest: str) -> str:
 def _counted(name: str, elements: Sequence[str]) -> Sequence[str]:
     """Return a line for each element; slots of one endpoint are added up."""
     is_slots = name.removeprefix("node-port-") == "endpoints"
-    counted: Counter[str] = Counter()
+    packets: Counter[str] = Counter()
     for one in elements:
         if match := _COUNTED.fullmatch(one):
-            counted[match[3] if is_slots else f"{match[1]} : {match[3]}"] += int(match[2])
-    return [f"{name}: {what}, {packets} new connections" for what, packets in counted.items()]
+            packets[match[3] if is_slots else f"{match[1]} : {match[3]}"] += int(match[2])
+    return [
+        f"{name}: {what}, {counted(count, 'new connection')}" for what, count in packets.items()
+    ]

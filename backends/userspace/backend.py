@@ -5,8 +5,8 @@ Lives here: nothing but the binding to backends/protocol.py, and what the mode d
 
 from collections.abc import Iterable, Sequence
 
-from vipd.backends.protocol import Capabilities, Difference, Packet, Step
-from vipd.backends.userspace.compile import Program
+from vipd.backends.protocol import Capabilities, Difference, Packet, Serving, Step
+from vipd.backends.userspace.compile import Program, serving
 from vipd.backends.userspace.observed import Observed, dump, load
 from vipd.backends.userspace.plan import (
     UserspacePlan,
@@ -87,6 +87,10 @@ class UserspaceCompiler:
     def load(self, text: bytes) -> Observed:
         """Return what there is where exactly the dumped program is served."""
         return load(text)
+
+    def serving(self, program: Program, key: Key) -> Serving | None:
+        """Return how the program serves a virtual server; None where it does not have it."""
+        return serving(program, key)
 
     def trace(self, program: Program, packet: Packet) -> Sequence[Step]:
         """Return what the packet meets in this program, in order."""

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from vipd.backends import answering
 from vipd.backends.answering import answered, source, with_address
+from vipd.backends.protocol import Serving
 from vipd.backends.things import Entries
 from vipd.backends.userspace.objects import (
     ADDRESSES,
@@ -134,6 +135,26 @@ def refusal(program: Program, key: Key) -> str:
     if server is None:
         return ""
     return _never(key) or "; ".join(_wrong_endpoints(program, server))
+
+
+def serving(program: Program, key: Key) -> Serving | None:
+    """Return how a virtual server is served; None where the program does not have it.
+
+    Workers connect to every endpoint, so that it sees an address of the node.
+    """
+    server = program.entries.get(key)
+    if server is None:
+        return None
+    everyone = tuple(dict.fromkeys(_everyone(server)))
+    here = [one for one in everyone if _is_here(program, server, one)]
+    return Serving(
+        refusal=refusal(program, key),
+        served=not _never(key),
+        passed_over=tuple(
+            (one, "this node serves it itself, and may not ask itself") for one in here
+        ),
+        connected=everyone,
+    )
 
 
 def _wrong_endpoints(program: Program, server: VirtualServer) -> Iterator[str]:

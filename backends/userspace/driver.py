@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from vipd.backends.local_routes import LocalRoutes, Wanted
+from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
@@ -37,6 +37,7 @@ from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
 from vipd.proxy.settings import DataplaneSettings
 from vipd.proxy.virtualserver import Endpoint, Key, VirtualServer
+from vipd.proxy.words import counted
 
 ELEMENTS_AT_ONCE = 10_000
 SHORTEST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 0.5, 10.0
@@ -60,8 +61,9 @@ class UserspaceDriver:
     ) -> None:
         self._nft = Nft(inherited=inherited)
         self._routes = LocalRoutes(ROUTE_PROTOCOL)
+        self._folder = state / "workers"
         self._workers = Workers(
-            settings.userspace.workers or len(os.sched_getaffinity(0)), state / "workers"
+            settings.userspace.workers or len(os.sched_getaffinity(0)), self._folder
         )
         self._waiting: dict[Thing, Value] = {}
         self._order = asyncio.Lock()
@@ -78,7 +80,7 @@ class UserspaceDriver:
         for one in await asyncio.to_thread(self._routes.listed):
             if one.protocol == ROUTE_PROTOCOL:
                 things[Route(family_of(one.address), one.address)] = one.source
-            elif one.is_local:
+            elif one.is_local and one.protocol != DNS_ROUTE_PROTOCOL:
                 strange.add(one.address)
         fixed: dict[Family, Fixed] = {}
         for word in await self._tables():
@@ -144,7 +146,14 @@ class UserspaceDriver:
         words = [f"table {word} {TABLE}" for word in await self._tables()]
         words += [f"local route {one}" for one in await self._addresses()]
         await self._workers.find()
-        return [*words, *(["workers"] if self._workers.is_running else [])]
+        if running := self._workers.running:
+            is_open = (await self._workers.open()).total()
+            words.append(f"{counted(running, 'worker')} with {counted(is_open, 'open connection')}")
+        # Each worker has a socket there; more are those of another network namespace.
+        with contextlib.suppress(OSError):
+            if len(os.listdir(self._folder)) == running:
+                words.append(f"folder {self._folder}")
+        return words
 
     async def teardown(self) -> Sequence[str]:
         """Remove what is ours: workers, routes, tables."""
@@ -156,6 +165,8 @@ class UserspaceDriver:
             words = await self.leftovers()
             self._waiting.clear()
             await self._workers.quit()
+            with contextlib.suppress(OSError):  # one that is not empty is in use
+                self._folder.rmdir()
             gone = [Wanted("del", one) for one in await self._addresses()]
             await asyncio.to_thread(self._routes.change, gone)
             tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
@@ -174,7 +185,7 @@ class UserspaceDriver:
     ) -> dict[Key, DataplaneError]:
         """Do all units kind by kind, whatever their number, in the order that plan.py explains."""
         rejected: dict[Key, DataplaneError] = {
-            unit.key: Rejected(str(unit.key), unit.conflict)
+            unit.key: Rejected("", unit.conflict)
             for unit in units
             if unit.conflict and unit.key is not None
         }

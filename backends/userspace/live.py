@@ -15,6 +15,7 @@ from vipd.backends.userspace.objects import Forwarding, Place
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Protocol, family_of
 from vipd.proxy.virtualserver import Endpoint, Key, VirtualServer
+from vipd.proxy.words import counted
 
 MOST_ENDPOINTS = 10
 
@@ -57,14 +58,14 @@ def _server(program: Program, place: Place) -> VirtualServer | None:
 
 def _counted(place: Place, told: ServerUsage) -> Iterator[str]:
     what = _what(place.protocol)
-    said = [f"{told.open} {what}s open", f"{told.so_far} so far"]
+    said = [f"{counted(told.open or 0, what)} open", f"{told.so_far} so far"]
     said += [f"{told.denied} denied, for their source"] if told.denied else []
     said += [f"{told.unserved} without an endpoint"] if told.unserved else []
     yield f"{_workers(told.workers)} at {place}: {', '.join(said)}"
     for one in told.endpoints[:MOST_ENDPOINTS]:
         yield f"endpoint {one.endpoint}: {', '.join(_endpoint(one))}"
     if len(told.endpoints) > MOST_ENDPOINTS:
-        yield f"and {len(told.endpoints) - MOST_ENDPOINTS} endpoints more"
+        yield f"and {counted(len(told.endpoints) - MOST_ENDPOINTS, 'endpoint')} more"
 
 
 def _workers(numbers: Sequence[int]) -> str:
@@ -107,7 +108,7 @@ def _of_client(server: VirtualServer, packet: Packet, told: ClientUsage) -> Iter
     for one in told.flows:
         yield f"{what}, source port {one.source_port}: to {one.endpoint}"
     if told.open > len(told.flows):
-        yield f"and {told.open - len(told.flows)} {what}s more"
+        yield f"and {counted(told.open - len(told.flows), what)} more"
     if not told.open:
         yield f"no {what} of {packet.source} is open here"
 

@@ -204,6 +204,10 @@ class PlaceReport(Struct, array_like=True, frozen=True):
     endpoints: list[EndpointReport]
     """Those of which there is anything to say."""
     of_client: ClientReport | None = None
+    remembered: int = 0
+    """Clients that are remembered for affinity."""
+    forgotten: int = 0
+    """Clients that were forgotten before their time, for lack of room."""
 
 
 class Reported(Struct, tag=True, array_like=True):

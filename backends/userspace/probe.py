@@ -46,6 +46,7 @@ def _files() -> Capability:
         "open files",
         enough,
         f"at most {most} for each worker",
-        f"a hard limit of {ENOUGH_FILES} or more (LimitNOFILE=, ulimit -Hn)",
+        f"a worker started from here may have {most}, and {ENOUGH_FILES} are wanted: raise the "
+        "hard limit (LimitNOFILE= of systemd, ulimit -Hn)",
         needed=False,
     )

@@ -89,6 +89,8 @@ def _server(reports: Sequence[tuple[int, PlaceReport]]) -> ServerUsage:
         so_far=sum(one.so_far for _, one in reports),
         denied=sum(one.denied for _, one in reports),
         unserved=sum(one.unserved for _, one in reports),
+        remembered=sum(one.remembered for _, one in reports),
+        forgotten=sum(one.forgotten for _, one in reports),
         workers=tuple(sorted({number for number, one in reports if one.listens})),
         endpoints=_endpoints(reports),
         of_client=_client(clients) if clients else None,

@@ -146,9 +146,9 @@ class Workers:
             self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     @property
-    def is_running(self) -> bool:
-        """Whether there are workers, also those that only end what is open."""
-        return bool(self._active or self._retired)
+    def running(self) -> int:
+        """How many workers there are, with those that only end what is open."""
+        return len(self._active) + len(self._retired)
 
     # What they do
 
@@ -260,12 +260,12 @@ class Workers:
         self._nobody.clear()
         try:
             async with asyncio.timeout(QUIT_SECONDS):
-                while self.is_running:
+                while self.running:
                     await self._nobody.wait()
         except TimeoutError:
             for worker in self._all():
                 worker.kill()
-            while self.is_running:
+            while self.running:
                 await self._nobody.wait()
         return len(there)
 
@@ -334,7 +334,7 @@ class Workers:
         was_active = self._active.get(worker.number) is worker
         if was_active:
             del self._active[worker.number]
-        if not self.is_running:
+        if not self.running:
             self._nobody.set()
         if self._over.is_set() or not was_active:
             return

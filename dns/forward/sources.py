@@ -13,18 +13,17 @@ import os
 from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 
-from watchfiles import awatch
-
 from vipd.dns.forward.hosts import Hosts, parse_hosts
 from vipd.dns.forward.resolv_conf import ResolvConf, parse_resolv_conf
 from vipd.dns.forward.settings import SYSTEMD_STUBS
+from vipd.proxy import inotify
 
 SYSTEMD_RESOLV_CONF = "/run/systemd/resolve/resolv.conf"
 MOST_RESOLV_CONF_BYTES = 64 << 10
 MOST_HOSTS_BYTES = 1 << 20
 LOOK_SECONDS = 5.0
-_STEP_MILLISECONDS = 50
-_DEBOUNCE_MILLISECONDS = 200
+_QUIET_SECONDS = 0.05
+_LONGEST_SECONDS = 0.2
 
 Signature = tuple[int, int, int]
 
@@ -99,16 +98,11 @@ async def changes(
 async def _watch(folders: set[str], stirred: asyncio.Event) -> None:
     """Set the event whenever something happens in the folders; end where that cannot be known."""
     try:
-        async for _ in awatch(
-            *folders,
-            watch_filter=None,
-            step=_STEP_MILLISECONDS,
-            debounce=_DEBOUNCE_MILLISECONDS,
-            recursive=False,
-            ignore_permission_denied=True,
+        async for _ in inotify.changes(
+            folders, recursive=False, quiet_seconds=_QUIET_SECONDS, longest_seconds=_LONGEST_SECONDS
         ):
             stirred.set()
-    except* (OSError, RuntimeError):
+    except OSError:
         # A folder has gone, or there are no inotify watches left: it is looked now and then.
         pass
 

@@ -10,12 +10,6 @@ none of its business.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import dns.exception
-import dns.name
-import dns.rdataclass
-import dns.rdatatype
-import dns.zonefile
-
 from vipd.dns import names
 from vipd.dns.forward import wire
 from vipd.dns.forward.got import Got
@@ -39,6 +33,13 @@ class Record(NamedTuple):
 
 def parse_record(text: str, ttl: int) -> Record:
     """Read ``NAME [TTL] [IN] TYPE DATA``; `ttl` is for those that have none. Raise ValueError."""
+    # Not above: the daemon reads settings and has no other use for dnspython, which is 5 MB.
+    import dns.exception
+    import dns.name
+    import dns.rdataclass
+    import dns.rdatatype
+    import dns.zonefile
+
     if "\n" in text or "\r" in text:
         raise ValueError(f"{text!r} is more than one line")
     try:

@@ -5,16 +5,23 @@ the log: text or json. The process gives its privileges up before it reads any q
 come from whoever started it.
 """
 
+import sys
+
+if __name__ == "__main__":
+    from vipd.proxy.lean import without_openssl
+
+    without_openssl()
+
 import asyncio
 import gc
 import signal
 import socket
-import sys
 
 from vipd.backends.privileges import allow_descriptors, give_up_privileges
 from vipd.backends.userspace.forwarder import log
 from vipd.dns.server.early import import_early
 from vipd.dns.server.worker import run
+from vipd.proxy.lean import give_back
 
 DESCRIPTORS = 1 << 16
 SWITCH_SECONDS = 0.0005
@@ -34,6 +41,7 @@ def main() -> None:
     # What was imported stays: the collector need not look at it while questions wait.
     gc.collect()
     gc.freeze()
+    give_back()
     with socket.socket(fileno=descriptor) as control:
         asyncio.run(run(number, control))
 

@@ -6,16 +6,7 @@ lies in somebody's home, or at a virtual environment there.
 
 from importlib import import_module
 
-_THREADS = ("concurrent.futures.thread",)
-_WATCHED_FILES = (
-    "anyio._backends._asyncio",
-    "anyio._core._eventloop",
-    "anyio._core._synchronization",
-    "anyio._core._tasks",
-    "anyio.abc",
-    "anyio.lowlevel",
-    "anyio.to_thread",
-)
+_WHEN_CALLED = ("concurrent.futures.thread", "dns.zonefile")
 _RECORD_TYPES = (
     *(f"dns.rdtypes.ANY.{one}" for one in ("CAA", "CNAME", "HINFO", "MX", "PTR", "TXT")),
     *(f"dns.rdtypes.IN.{one}" for one in ("A", "AAAA", "HTTPS", "SRV", "SVCB")),
@@ -24,5 +15,5 @@ _RECORD_TYPES = (
 
 def import_early() -> None:
     """Import them: 1 MB."""
-    for name in (*_THREADS, *_WATCHED_FILES, *_RECORD_TYPES):
+    for name in (*_WHEN_CALLED, *_RECORD_TYPES):
         import_module(name)

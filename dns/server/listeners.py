@@ -6,6 +6,7 @@ Lives here: their options, and a complaint that names who has the place. Must no
 import contextlib
 import os
 import socket
+from pathlib import Path
 
 from vipd.backends.userspace.listeners import holders, listener
 from vipd.backends.userspace.objects import Place
@@ -19,6 +20,7 @@ Pair = tuple[socket.socket, socket.socket]
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_OMIT = 10, 23, 5
 _SO_RCVBUFFORCE = 33
 _ATTEMPTS = 20
+_FORWARDER = b"vipd.backends.userspace.forwarder"
 
 
 def pair(listen: Listen, buffer_bytes: int, *, fresh: bool) -> Pair:
@@ -32,7 +34,7 @@ def pair(listen: Listen, buffer_bytes: int, *, fresh: bool) -> Pair:
         made: list[socket.socket] = []
         place = _place(listen, Protocol.UDP)
         try:
-            if fresh and listen.port:
+            if fresh and listen.port and not _is_left(listen):
                 _require_free(listen)
             made.append(listener(place))
             port = made[0].getsockname()[1]
@@ -48,6 +50,21 @@ def pair(listen: Listen, buffer_bytes: int, *, fresh: bool) -> Pair:
             by = f": {', '.join(dict.fromkeys(who.values()))}" if who else ""
             refused = ConfigError("DNS", f"{listen}: {why}{by}")
     raise refused
+
+
+def _is_left(listen: Listen) -> bool:
+    """Return whether nobody but workers of userspace mode has the place.
+
+    They had a virtual server there, and leave as soon as the table says that DNS is answered here;
+    until then they forward what the kernel gives them, to the same service.
+    """
+    found = holders([_place(listen, one) for one in (Protocol.UDP, Protocol.TCP)]).values()
+    try:
+        numbers = {one.rpartition(" ")[2].rstrip(")") for one in found}
+        words = [Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0") for one in numbers]
+    except OSError:
+        return False
+    return bool(words) and all(_FORWARDER in one for one in words)
 
 
 def _require_free(listen: Listen) -> None:

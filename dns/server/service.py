@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
-from msgspec import Struct, structs
+from msgspec import DecodeError, Struct, json, structs
 
+from vipd.dns.asked_name import Known
 from vipd.dns.feed import Kept
+from vipd.dns.forward.configured import Files, configure
+from vipd.dns.forward.upkeep import read_files
 from vipd.dns.server.messages import Told
 from vipd.dns.server.workers import Workers, find, quit_all
 from vipd.dns.settings import DnsSettings, Listen
+from vipd.dns.tracing import Asked, Course, course
+from vipd.proxy.errors import ControlError
 from vipd.proxy.events import Event
 from vipd.proxy.names import Network
 from vipd.proxy.snapshot import Snapshot, Touched
@@ -96,6 +101,22 @@ class DnsService:
         told = await self.told()
         return DnsStatus(tuple(map(str, self.listens)), self.restarts, tuple(told))
 
+    async def trace(self, argument: str) -> Course:
+        """Return how a question comes to its answer, for the control socket."""
+        kept = self._kept
+        known = Known(
+            kept.snapshot,
+            self.settings,
+            frozenset(kept.namespaces),
+            None if kept.pods is None else dict(kept.pods),
+            kept.synced,
+        )
+        try:
+            asked = json.decode(argument, type=Asked)
+            return await asyncio.to_thread(traced, asked, known, self.listens)
+        except (DecodeError, ValueError) as error:
+            raise ControlError(f"the question is not understood: {error}") from error
+
     async def _follow_addresses(self) -> None:
         """Let this node's own addresses ask, whatever becomes of them."""
         async for batch in addresses.events():
@@ -108,6 +129,18 @@ class DnsService:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         await self._workers.stop()
+
+
+def traced(asked: Asked, known: Known, listens: Sequence[Listen] = ()) -> Course:
+    """Read what files say of names of others, and trace."""
+    forward = known.settings.forward
+    own = [(str(one.address), one.port) for one in listens]
+    made = configure(forward, read_files(forward, Files(), _unsaid), own, _unsaid)
+    return course(asked, known._replace(configured=made))
+
+
+def _unsaid(event: str, **facts: object) -> None:
+    """Tell nobody: the worker has."""
 
 
 async def leftovers(state: Path, *, remove: bool) -> list[str]:

@@ -14,15 +14,17 @@ from collections.abc import Collection, Sequence
 
 import structlog
 
-from vipd.backends.local_routes import LocalRoutes, Wanted
+from vipd.backends.ipvs.objects import ROUTE_PROTOCOL as IPVS_ROUTE_PROTOCOL
+from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.nftables.tool import Nft
+from vipd.backends.userspace.objects import ROUTE_PROTOCOL as USERSPACE_ROUTE_PROTOCOL
 from vipd.dns.settings import Listen
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Address, Network
 
-ROUTE_PROTOCOL = 117
-"""Number of our routes, next to those of the modes; iproute2's names leave it free."""
 TABLE = "inet vipd-dns"
+_PASSING_ROUTES = frozenset({DNS_ROUTE_PROTOCOL, IPVS_ROUTE_PROTOCOL, USERSPACE_ROUTE_PROTOCOL})
+"""Protocol numbers of routes that go again: ours, and the modes', which go with a service."""
 
 log = structlog.get_logger()
 
@@ -36,13 +38,16 @@ def belongs(address: Address, networks: Collection[Network]) -> bool:
     return local or any(one.version == address.version and address in one for one in networks)
 
 
-async def prepare(listens: Sequence[Listen], networks: Collection[Network]) -> None:
+async def prepare(
+    listens: Sequence[Listen], networks: Collection[Network], *, whole: bool = True
+) -> None:
     """Make the addresses the node's, and keep DNS untracked; what was for others is taken away.
 
-    What cannot be done is logged: the server works where the node brings the rest.
+    Not `whole`: there may be more networks than are known yet, so no route is taken away. What
+    cannot be done is logged: the server works where the node brings the rest.
     """
     try:
-        await asyncio.to_thread(_route, [one.address for one in listens], networks)
+        await asyncio.to_thread(_route, [one.address for one in listens], networks, whole)
     except DataplaneError as error:
         log.warning("DNS addresses are not added", why=str(error))
     nft = Nft()
@@ -107,26 +112,29 @@ async def _remove_table(nft: Nft) -> None:
         await nft.run(["-f", "-"], f"delete table {TABLE}\n")
 
 
-def _route(wanted: Sequence[Address], networks: Collection[Network]) -> None:
-    """Let there be routes to those of the addresses that are not the node's, and no others."""
-    routes = LocalRoutes(ROUTE_PROTOCOL)
+def _route(wanted: Sequence[Address], networks: Collection[Network], whole: bool) -> None:
+    """Let there be routes to those of the addresses that are not the node's; `whole`: no others."""
+    routes = LocalRoutes(DNS_ROUTE_PROTOCOL)
     there = routes.listed()
-    ours = {one.address for one in there if one.protocol == ROUTE_PROTOCOL}
-    others = {one.address for one in there if one.protocol != ROUTE_PROTOCOL and one.is_local}
+    ours = {one.address for one in there if one.protocol == DNS_ROUTE_PROTOCOL}
+    others = {one.address for one in there if one.protocol not in _PASSING_ROUTES and one.is_local}
     needed = {one for one in wanted if belongs(one, networks) and one not in others}
     changes = [Wanted("add", one) for one in sorted(needed - ours, key=str)]
-    changes += [Wanted("del", one) for one in sorted(ours - needed, key=str)]
+    if whole:
+        changes += [Wanted("del", one) for one in sorted(ours - needed, key=str)]
     for error in routes.change(changes).values():
         raise error
+    if not whole:
+        return
     for one in wanted:
         if one not in others | needed and not one.is_loopback:
             log.warning("DNS is not reachable at an address that is not the node's", address=one)
 
 
 def _ours() -> list[Address]:
-    there = LocalRoutes(ROUTE_PROTOCOL).listed()
-    return [one.address for one in there if one.protocol == ROUTE_PROTOCOL]
+    there = LocalRoutes(DNS_ROUTE_PROTOCOL).listed()
+    return [one.address for one in there if one.protocol == DNS_ROUTE_PROTOCOL]
 
 
 def _remove(ours: Sequence[Address]) -> dict[Wanted, DataplaneError]:
-    return LocalRoutes(ROUTE_PROTOCOL).change([Wanted("del", one) for one in ours])
+    return LocalRoutes(DNS_ROUTE_PROTOCOL).change([Wanted("del", one) for one in ours])

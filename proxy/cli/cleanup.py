@@ -30,7 +30,7 @@ def cleanup(
 
     Only objects that vipd owns are touched; what kube-proxy left is listed, and removed only when
     asked for. The daemon's files are looked for beside its control socket. Refused while a daemon
-    serves this network namespace.
+    serves this network namespace, or listens on that socket.
     """
     import asyncio
     import os
@@ -38,7 +38,7 @@ def cleanup(
     import msgspec
 
     from vipd.backends.registry import MODES
-    from vipd.proxy import instance
+    from vipd.proxy import control, instance
     from vipd.proxy.cleanup import clean
     from vipd.proxy.cli.output import print_json
     from vipd.proxy.config import load
@@ -55,6 +55,17 @@ def cleanup(
             click.echo(f"vipd: {error}: stop it first", err=True)
             sys.exit(1)
         inherited = (lock.fileno(),)
+    pid = control.listener(path)
+    if pid is not None:
+        # It serves another network namespace, and its files are in the same folder.
+        click.echo(
+            f"vipd: a daemon (pid {pid or 'unknown'}) listens on {path}: stop it first, or name "
+            "another --socket: then what is in this network namespace is removed, and that "
+            "daemon's files are left alone",
+            err=True,
+        )
+        if not dry_run:
+            sys.exit(1)
     modes = MODES if mode is None else (mode,)
     done = asyncio.run(clean(path, modes, inherited, dry_run=dry_run, kube_proxy=kube_proxy))
     if as_json:

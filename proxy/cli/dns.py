@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vipd.proxy.cli.dns_query import query
 from vipd.proxy.cli.options import flags, json_option, kubeconfig_option, socket_option
+from vipd.proxy.words import counted
 
 if TYPE_CHECKING:
     from vipd.dns.server.service import DnsStatus
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 @click.group()
 def dns() -> None:
     """The built-in DNS server: names of services, answered from the same data as the dataplane."""
+
+
+dns.add_command(query)
 
 
 @dns.command()
@@ -119,18 +124,19 @@ def status(socket: str | None, as_json: bool) -> None:
 def _status_lines(told: "DnsStatus") -> Iterator[str]:
     yield f"answers on   {', '.join(told.listens) or 'nothing: see --dns-listen'}"
     for one in told.workers:
-        names = f"{one.services} services" if one.synced else "cluster not known yet"
+        names = counted(one.services, "service") if one.synced else "cluster not known yet"
         questions = sum(one.types.values())
         denied = one.rcodes.get("NXDOMAIN", 0)
         failed = one.rcodes.get("SERVFAIL", 0)
         yield f"worker {one.number}     pid {one.pid}, {names}, told {one.fed_seconds:.0f} s ago"
-        yield f"  questions  {questions}; {denied} names did not exist, {failed} failed"
+        yield f"  questions  {questions}; {denied} of names that do not exist, {failed} failed"
         lost = one.counters.get("udp_dropped_full", 0)
         refused = one.counters.get("sources_refused", 0)
         if lost or refused:
             yield f"  turned away {lost} for lack of room, {refused} of sources that may not ask"
         if one.connections or one.waiting:
-            yield f"  open       {one.connections} TCP connections, {one.waiting} questions wait"
+            is_open = counted(one.connections, "TCP connection")
+            yield f"  open       {is_open}, questions that wait: {one.waiting}"
     if told.restarts:
         yield f"restarts     {told.restarts}"
 

@@ -124,6 +124,8 @@ def text(told: "Explanation", *, every: bool = False) -> Iterator[str]:
     yield from _field("outcome", told.why)
     for note in told.notes:
         yield from _field("assumed", note)
+    if told.rejected:
+        yield from _field("rejected", told.rejected)
     server = told.server
     if server is not None:
         yield ""

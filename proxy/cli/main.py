@@ -8,14 +8,18 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 degraded.
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
+from vipd.proxy import lean
 from vipd.proxy.errors import ConfigError, VipdError
 from vipd.proxy.version import VERSION
 
 FAILED, USAGE, DEGRADED = 1, 2, 3
+_STAYS = (["run"], ["dns", "serve"])
+"""The commands that stay until they are ended, so that their size counts."""
 
 # name → (module, attribute, one line for the list of commands)
 _COMMANDS = {
@@ -68,8 +72,29 @@ def cli() -> None:
     """
 
 
+def _may_ask_api_server(words: Sequence[str]) -> bool:
+    """Whether a command that stays may need TLS, as far as can be told before anything is read."""
+    if any(word.startswith("--kubeconfig") for word in words):
+        return True
+    if any(word.startswith(("--manifests", "-f")) for word in words):
+        return False
+    for flag, file in zip(words, (*words[1:], ""), strict=True):
+        path = flag.partition("=")[2] if flag.startswith("--config=") else file
+        if flag.partition("=")[0] == "--config":
+            try:
+                with open(path, "rb") as config:
+                    return b"manifests" not in config.read(1 << 20)
+            except OSError:
+                return False
+    return True
+
+
 def main() -> None:
     """Run the command line; every expected error is one sentence on standard error."""
+    if any(sys.argv[1 : 1 + len(one)] == one for one in _STAYS):
+        lean.without_rich()
+        if not _may_ask_api_server(sys.argv):
+            lean.without_openssl()
     try:
         try:
             cli.main(prog_name="vipd", standalone_mode=True)

@@ -10,6 +10,7 @@ import click
 
 from vipd.proxy.cli.options import json_option, socket_option
 from vipd.proxy.cli.output import print_json, printable
+from vipd.proxy.words import counted
 
 if TYPE_CHECKING:
     from vipd.proxy.counted import WorkerView
@@ -41,7 +42,7 @@ def status(socket: str | None, as_json: bool) -> None:
 
 
 def _print_status(told: "object") -> None:
-    from vipd.proxy.status import Status, drain_lines
+    from vipd.proxy.status import Status, dns_line, drain_lines
 
     if not isinstance(told, Status):
         raise TypeError(told)
@@ -53,24 +54,27 @@ def _print_status(told: "object") -> None:
         click.echo(f"switch     {_switched(told.switch)}")
     click.echo(f"source     {', '.join(told.manifests)}")
     click.echo(
-        f"serving    {told.services} services, {told.virtual_servers} virtual servers, "
-        f"{told.endpoints} endpoints"
+        f"serving    {counted(told.services, 'service')}, "
+        f"{counted(told.virtual_servers, 'virtual server')}, "
+        f"{counted(told.endpoints, 'endpoint')}"
     )
     last = told.last_sync
     if last is None:
         click.echo("last sync  none yet")
     else:
         click.echo(
-            f"last sync  {_ago(last.at)} ago, {last.virtual_servers} virtual servers, "
-            f"{last.objects} kernel objects, {last.milliseconds:g} ms"
+            f"last sync  {_ago(last.at)} ago, {counted(last.virtual_servers, 'virtual server')}, "
+            f"{counted(last.objects, 'kernel object')}, {last.milliseconds:g} ms"
             f"{', full' if last.full else ''}"
         )
     click.echo(f"syncs      {told.syncs}, failed {told.failed_syncs}")
     if told.departed or told.flows_cut:
         click.echo(
-            f"departed   {told.departed} endpoints may have open flows; "
-            f"{told.flows_cut} flows were ended at a deadline"
+            f"departed   {counted(told.departed, 'endpoint')} may have open flows; "
+            f"ended at a deadline: {counted(told.flows_cut, 'flow')}"
         )
+    if told.dns_listen:
+        click.echo(f"dns        {dns_line(told.dns_listen, told.dns)}")
     for line in worker_lines(told.workers):
         click.echo(line)
     if told.passed_over:
@@ -104,20 +108,20 @@ def _switched(report: "object") -> str:
 def worker_lines(workers: "Sequence[WorkerView]") -> Iterator[str]:
     """Yield what people read of workers: each, as far as there is room, and their counters' sum."""
     for number, one in enumerate(workers[:MOST_WORKERS]):
-        said = f"{one.number}: pid {one.pid}, up {_lasting(one.up_seconds)}, "
-        said += f"{one.listeners} listeners, {one.open} open"
-        said += f", {one.restarts} restarts" if one.restarts else ""
-        said += ", takes nothing new" if one.retired else ""
-        yield f"{'' if number else 'workers':10} {said}"
+        told = f"{one.number}: pid {one.pid}, up {_lasting(one.up_seconds)}, "
+        told += f"{counted(one.listeners, 'listener')}, {one.open} open"
+        told += f", {counted(one.restarts, 'restart')}" if one.restarts else ""
+        told += ", takes nothing new" if one.retired else ""
+        yield f"{'' if number else 'workers':10} {told}"
     if len(workers) > MOST_WORKERS:
         is_open = sum(one.open for one in workers)
         yield f"{'':10} … {len(workers)} in all, {is_open} open (--json)"
     total: Counter[str] = Counter()
     for one in workers:
         total.update(one.counters)
-    counted = [f"{name.replace('_', ' ')} {count}" for name, count in total.items() if count]
-    if counted:
-        yield f"{'counted':10} {', '.join(counted)}"
+    said = [f"{name.replace('_', ' ')} {count}" for name, count in total.items() if count]
+    if said:
+        yield f"{'counted':10} {', '.join(said)}"
 
 
 def _ago(moment: float) -> str:

@@ -41,7 +41,9 @@ def services(name: str | None, wide: bool, socket: str | None, as_json: bool) ->
     if wanted is not None:
         shown = [one for one in shown if wanted in (one.service, one.service.rpartition(":")[0])]
         if not shown:
-            raise ControlError(f"no service {wanted} is served here")
+            raise ControlError(
+                f"no service {wanted} is served here (what could not be read: `vipd status`)"
+            )
     if as_json:
         print_json(msgspec.json.encode(shown))
         return
@@ -80,9 +82,9 @@ def _row(one: "VirtualServerView", *, counted: bool, every: bool) -> Sequence[st
         one.service,
         one.kind,
         f"{one.address}/{one.protocol}",
-        target if target else f"none: {one.refusal}",
+        "this node's DNS server" if one.by_dns else target or f"none: {one.refusal}",
         *(counters if counted else ()),
-        ", ".join(_notes(one)),
+        ", ".join(_notes(one, every=every)),
     )
 
 
@@ -90,13 +92,15 @@ def _number(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _notes(one: "VirtualServerView") -> Iterator[str]:
+def _notes(one: "VirtualServerView", *, every: bool) -> Iterator[str]:
+    if one.rejected is not None:
+        yield f"REJECTED: {one.rejected}"
     if one.algorithm != "random":
         yield one.algorithm
     if one.affinity_seconds:
         yield f"affinity {one.affinity_seconds}s"
-    if one.allowed_sources:
-        yield f"from {','.join(one.allowed_sources)}"
+    if one.allowed_sources is not None:
+        yield f"from {','.join(one.allowed_sources) or 'nobody'}"
     if one.policy != "cluster":
         yield "local only"
     if one.proxy_protocol:
@@ -104,6 +108,8 @@ def _notes(one: "VirtualServerView") -> Iterator[str]:
     if one.keeps_failing:
         yield "failing endpoints stay"
     if one.counters is not None:
+        if every and one.affinity_seconds:
+            yield f"{one.counters.remembered or 0} remembered"
         yield from _alarms(one.counters)
 
 
@@ -118,6 +124,7 @@ def _alarms(told: "CountersView") -> Iterator[str]:
         (told.denied, "denied"),
         (told.unserved, "unserved"),
         (left, "open to endpoints that left"),
+        (told.forgotten, "forgotten for lack of room"),
     ):
         if count:
             yield f"{count} {what}"

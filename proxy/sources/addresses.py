@@ -1,8 +1,8 @@
 """This node's own addresses as a source: once for a command, or watched for the daemon.
 
 Lives here: reading the addresses of all interfaces, waiting until they change, and the task that
-does so for the daemon. Must not: know what they are used for (resolve.py). Through pyroute2, the
-one place that asks rtnetlink for them.
+does so for the daemon. Must not: know what they are used for (resolve.py). The messages are those
+of `ip address show`: struct ifaddrmsg in include/uapi/linux/if_addr.h, Linux 6.1.
 
 Loopback's addresses are left out, and so is everything on the interface of that name: nobody else
 reaches them. Addresses that wait for duplicate detection are not yet the node's.
@@ -11,13 +11,16 @@ reaches them. Addresses that wait for duplicate detection are not yet the node's
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 
 import structlog
 
-from vipd.proxy.errors import SourceError, UnknownResult
+from vipd.backends import netlink
+from vipd.backends.netlink import DUMP, HEADER, REQUEST, attributes
+from vipd.proxy.errors import DataplaneError, SourceError, UnknownResult
 from vipd.proxy.events import Event, OwnAddresses
-from vipd.proxy.names import Address, parse_address
+from vipd.proxy.names import Address
 
 QUIET_SECONDS = 0.05
 """Changes that come closer together are told as one: an interface that goes up makes several."""
@@ -25,6 +28,13 @@ RETRY_SECONDS = 1.0
 _LOOPBACK = 1
 """Index of the loopback interface, in every network namespace."""
 _NOT_USABLE = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED
+_GET_ADDRESS = 22
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_MESSAGE = struct.Struct("=BBBBI")
+"""struct ifaddrmsg: family, prefix length, flags, scope, index of the interface."""
+_INTERRUPTED = 0x10
+"""NLM_F_DUMP_INTR: something changed while the list was made, so that it may be wrong."""
+_ATTEMPTS = 5
 
 log = structlog.get_logger()
 
@@ -76,14 +86,16 @@ def read() -> OwnAddresses:
 
     Raise SourceError.
     """
-    # It imports for 0.2 s; commands that do not need it do not pay.
-    from pyroute2 import IPRoute, NetlinkError
-
+    message = HEADER.pack(HEADER.size + _MESSAGE.size, _GET_ADDRESS, REQUEST | DUMP, 0, 0)
     try:
-        with IPRoute() as netlink:
-            return OwnAddresses(_addresses(netlink.get_addr()))
-    except (OSError, NetlinkError) as error:  # one is not the other in pyroute2 0.9.7
+        with netlink.routes() as rtnetlink:
+            for _ in range(_ATTEMPTS):
+                answers = rtnetlink.ask(message + _MESSAGE.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+                if not any(HEADER.unpack_from(one)[2] & _INTERRUPTED for one in answers):
+                    return OwnAddresses(_addresses(answers))
+    except (OSError, DataplaneError) as error:
         raise SourceError(str(error)) from error
+    raise SourceError("the node's addresses change faster than they can be read")
 
 
 async def events() -> AsyncIterator[list[OwnAddresses]]:
@@ -138,20 +150,17 @@ def _expect_overflow(error: OSError) -> None:
         raise error
 
 
-def _addresses(messages: Iterable[object]) -> tuple[Address, ...]:
+def _addresses(messages: Iterable[bytes]) -> tuple[Address, ...]:
     found = set()
     for message in messages:
-        index, flags, text = _fields(message)
-        if index != _LOOPBACK and text and not flags & _NOT_USABLE:
-            address = parse_address(text)
+        _, _, flags, _, index = _MESSAGE.unpack_from(message, HEADER.size)
+        told = dict(attributes(message, HEADER.size + _MESSAGE.size))
+        if _IFA_FLAGS in told:  # those that the field of one byte has no room for, too
+            (flags,) = struct.unpack("=I", told[_IFA_FLAGS])
+        # Of a link between two ends, ADDRESS is the other end.
+        own = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS)
+        if index != _LOOPBACK and own and not flags & _NOT_USABLE:
+            address = netlink.address(own)
             if not address.is_loopback:
                 found.add(address)
     return tuple(sorted(found, key=lambda one: (one.version, int(one))))
-
-
-def _fields(message: object) -> tuple[int, int, str]:
-    """Return interface index, flags and address of a message of pyroute2's, which has no types."""
-    told: dict[str, object] = dict(message["attrs"])  # type: ignore[index]
-    flags = told.get("IFA_FLAGS", message["flags"])  # type: ignore[index]
-    text = told.get("IFA_LOCAL") or told.get("IFA_ADDRESS") or ""
-    return int(message["index"]), int(str(flags)), str(text)  # type: ignore[index]

@@ -54,6 +54,10 @@ class Claims:
         if not objects:
             del self._files[file]
 
+    def holding(self) -> list[Decoded]:
+        """Return every object in the form that holds. May be asked from any thread."""
+        return list(self._published.values())
+
     def settle(self) -> tuple[list[Change], list[Problem]]:
         """Return what changed since the last time, deletions first, and who stands back."""
         gone: list[Change] = []

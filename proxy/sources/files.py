@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from vipd.proxy.decode import Decoded, decode, head_of
+from vipd.proxy.decode import Decoded, decode, flaws, head_of
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.names import NamespacedName
 from vipd.proxy.sources.documents import Document, DocumentError, Item, documents, items
@@ -166,4 +166,7 @@ class _Reading:
             self.problems[f"{self.name} {entry.key}"] = error
             return
         self._places[entry.key] = place
+        flawed = flaws(entry.value, self._origin(place), str(entry.key))
+        if flawed is not None:
+            self.problems[f"{self.name} {entry.key}"] = flawed
         self.objects[entry.key] = entry.value

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vipd.proxy.errors import ManifestError, SourceError
 from vipd.proxy.events import Event, Problem
+from vipd.proxy.model import Pod
+from vipd.proxy.names import NamespacedName
 from vipd.proxy.sources.claims import Claims
 from vipd.proxy.sources.controller import Controller
 from vipd.proxy.sources.files import NOTHING, Content, content
@@ -61,6 +63,10 @@ class Reading:
         for each in self._contents.values():
             total.update(each.passed_over)
         return total
+
+    def pods(self) -> dict[NamespacedName, Pod]:
+        """Return the Pods by name. May be asked from any thread."""
+        return {one.name: one for one in self._claims.holding() if isinstance(one, Pod)}
 
     @property
     def due(self) -> float | None:

@@ -12,6 +12,7 @@ from msgspec import Struct, convert
 from ryaml import loads  # type: ignore[attr-defined] # its stub forgets to say so
 from tests.cases.notation import network_line, table_lines
 
+from vipd.dns.settings import parse_listen
 from vipd.proxy.decode import decode, head_of
 from vipd.proxy.decode_endpoints import Endpoints
 from vipd.proxy.events import Applied, Deleted, Event, Kind
@@ -39,6 +40,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     masquerade_bit: int = 14
     node_port_addresses: list[str] | None = None
     service_ranges: list[str] = []
+    dns_listens: list[str] = []
 
     def settings(self) -> NodeSettings:
         """Return them as the product has them."""
@@ -53,6 +55,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
             masquerade_bit=self.masquerade_bit,
             node_port_addresses=None if ranges is None else tuple(map(parse_network, ranges)),
             service_cidrs=tuple(map(parse_network, self.service_ranges)),
+            dns_listens=frozenset(map(parse_listen, self.dns_listens)),
         )
 
 

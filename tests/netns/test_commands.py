@@ -28,7 +28,7 @@ class TestStatus:
         text = ask(cluster, "status")
         assert (text.returncode, text.stderr) == (0, "")
         assert "mode       nftables on node node" in text.stdout
-        assert "serving    1 services, 1 virtual servers, 1 endpoints" in text.stdout
+        assert "serving    1 service, 1 virtual server, 1 endpoint\n" in text.stdout
         assert text.stdout.endswith("health     good\n")
         told = ask(cluster, "status", "--json")
         assert msgspec.json.decode(told.stdout, type=Status).synced is True
@@ -69,7 +69,8 @@ class TestServices:
         told = ask(cluster, "services", "nothing")
         assert (told.returncode, told.stderr) == (
             1,
-            "vipd: no service default/nothing is served here\n",
+            "vipd: no service default/nothing is served here "
+            "(what could not be read: `vipd status`)\n",
         )
 
 

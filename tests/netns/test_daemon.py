@@ -493,7 +493,7 @@ class TestRejected:
         )
         told = spoilt.cli("status", "--socket", spoilt.socket)
         assert told.returncode == 3
-        assert f"rejected   {bad.address}:80/TCP" in told.stdout
+        assert f"rejected   test/{bad.name}:main at {bad.address}:80/TCP" in told.stdout
         assert "health     degraded" in told.stdout
         saboteur.stop_refusing()
         bad.endpoints("web-2")

@@ -202,7 +202,7 @@ def test_status(cluster: Cluster, web: Manifest) -> None:
     done = cluster.cli("dns", "status", "--socket", cluster.socket)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"answers on   {LINK_LOCAL}:53, " in done.stdout
-    assert "1 services" in done.stdout
+    assert "1 service, told " in done.stdout
 
 
 def test_alone_without_root(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:

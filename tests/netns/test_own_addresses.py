@@ -20,7 +20,9 @@ def test_they_are_those_of_all_interfaces_but_loopback(lab: Lab) -> None:
 
 def test_an_address_that_comes_or_goes_is_told(lab: Lab) -> None:
     def change(word: str) -> None:
-        done = lab.exec("outside", ["ip", "addr", word, f"{MORE}/32", "dev", "node"])
+        # With the other end of a link, which is not the node's.
+        told = ["ip", "addr", word, MORE, "peer", "198.51.100.10/32", "dev", "node"]
+        done = lab.exec("outside", told)
         assert done.returncode == 0, done.stderr
 
     async def watch() -> list[tuple[Address, ...]]:

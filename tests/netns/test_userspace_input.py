@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from tests.netns.cluster import (
     LOCAL,
@@ -25,6 +26,7 @@ from tests.netns.cluster import (
     until,
 )
 
+from vipd.proxy.explain import Explanation, Verdict
 from vipd.proxy.names import Address, Family, Protocol
 
 pytestmark = [pytest.mark.netns, pytest.mark.essential, pytest.mark.modes("userspace")]
@@ -216,6 +218,32 @@ def test_an_address_whose_local_route_another_program_has(
         assert str(bad.address) in shown.stdout + cluster.lab.exec("node", six).stdout
     finally:
         cluster.lab.exec("node", ["ip", "route", "del", *route], check=True)
+
+
+def test_a_port_that_another_program_has(cluster: Cluster) -> None:
+    good, bad = cluster.serve(TCP4, LOCAL), cluster.serve(TCP4, LOCAL)
+    address, port = bad.on_node()
+    program = (
+        f"import socket\nmade = socket.create_server(({str(address)!r}, {port}))\n"
+        "print(flush=True)\nmade.accept()"
+    )
+    with running(cluster, program):
+        manifest = bad.manifest()
+        manifest["spec"] |= {"type": "NodePort", "ports": [{**bad.port(), "nodePort": port}]}
+        cluster.apply(manifest)
+        why = f"listen {address}:{port}/TCP: Address already in use: python"
+        told(cluster, f"test/{bad.name}:main at node port {port}/TCP (IPv4): {why}", "(pid ")
+        works(good)
+        works(bad)
+        shown = {one.address: one.rejected or "" for one in cluster.services()}
+        assert shown[f"*:{port}"].startswith(why)
+        assert shown[f"{bad.address}:80"] == ""
+        client = str(cluster.lab.node("outside").ipv4)
+        done = cluster.cli("explain", client, f"node:{port}", "--json", "--socket", cluster.socket)
+        explained = msgspec.json.decode(done.stdout, type=Explanation)
+        assert explained.verdict is Verdict.UNSERVED
+        assert f"cannot serve test/{bad.name}:main at node port {port}/TCP" in explained.why
+        assert "(pid " in explained.why
 
 
 def test_a_link_local_address(cluster: Cluster) -> None:

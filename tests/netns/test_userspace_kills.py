@@ -27,6 +27,7 @@ from tests.netns.cluster import (
     UDP6,
     Cluster,
     Flavour,
+    held,
     until,
 )
 from tests.netns.crowds import PODS, Crowd, Endpoints, dual_stack, known
@@ -149,6 +150,22 @@ def served_by(cluster: Cluster, talks: Iterable[Talk]) -> set[int]:
     names = {one.name for one in talks}
     assert names <= set().union(*held.values())
     return {worker for worker, some in held.items() if some & names}
+
+
+def test_connections_and_workers_outlive_the_daemon(cluster: Cluster) -> None:
+    served = cluster.serve(TCP4, LOCAL)
+    there = workers(cluster)
+    with held(cluster, "client-1", served.address) as connection:
+        for end in (cluster.stop, cluster.kill):
+            end()
+            assert connection.who() == LOCAL
+            assert served.ask("client-1").pod == LOCAL
+            cluster.start()
+            assert connection.who() == LOCAL
+            assert workers(cluster) == there
+        served.endpoints(REMOTE)
+        assert served.ask("client-1").pod == REMOTE
+        assert connection.who() == LOCAL
 
 
 def test_a_worker_that_is_deaf_to_a_new_daemon_does_not_serve_on(cluster: Cluster) -> None:

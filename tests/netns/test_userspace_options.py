@@ -6,6 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from tests.netns.cluster import (
     held,
     until,
 )
+from tests.netns.processes import workers
 
 from vipd.backends.userspace.forwarder.health import FIRST_SECONDS
 from vipd.proxy.names import parse_address
@@ -280,7 +282,8 @@ def test_sessions_are_counted(cluster: Cluster) -> None:
 def test_a_service_that_nobody_has_asked(cluster: Cluster) -> None:
     told = counted(cluster, cluster.serve(TCP4, LOCAL))
     assert told.pop("workers")
-    assert told == {"open": 0, "so_far": 0, "denied": 0, "unserved": 0}
+    counts = ("open", "so_far", "denied", "unserved", "remembered", "forgotten")
+    assert told == dict.fromkeys(counts, 0)
 
 
 def test_the_status_tells_of_the_workers(cluster: Cluster) -> None:
@@ -308,6 +311,20 @@ def test_the_status_tells_of_the_workers(cluster: Cluster) -> None:
         "the worker is back",
     )
     assert before.workers[0].pid not in [each.pid for each in status().workers]
+
+
+def test_workers_have_no_privileges(cluster: Cluster) -> None:
+    there = workers(cluster)
+    assert len(there) == len(os.sched_getaffinity(0))
+    for one in there:
+        told = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{one}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert set(told["Uid"].split()) == {"65534"}
+        assert {told[name] for name in ("CapEff", "CapPrm", "CapBnd")} == {"0" * 16}
+        assert told["NoNewPrivs"] == "1"
 
 
 def test_a_worker_that_is_silent_is_told_and_the_table_shown(cluster: Cluster) -> None:

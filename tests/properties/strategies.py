@@ -144,6 +144,7 @@ def services(draw: st.DrawFn) -> Service:
         external_policy=draw(st.sampled_from(TrafficPolicy)),
         affinity_seconds=draw(st.sampled_from((None, None, 10, 10800))),
         source_ranges=draw(st.lists(st.sampled_from(RANGES), max_size=2).map(tuple)),
+        ranges_lost=draw(st.booleans()),
         algorithm=draw(st.sampled_from(Algorithm)),
         scheduler=draw(st.sampled_from(("", "", "", "rr", "wrr", "lc", "sh"))),
         drain_seconds=draw(st.sampled_from((None, None, 0, 60))),

@@ -1,4 +1,4 @@
-"""What `vipd explain` says is what the nftables program does, for every cluster and packet."""
+"""What `vipd explain` says is what nftables and workers do, for every cluster and packet."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,15 +12,18 @@ from tests.properties.kernel import Kernel
 from tests.properties.packets import Outcome, outcomes
 from tests.properties.statements import Packet as Sent
 from tests.properties.test_nft_plan import commit
+from tests.properties.userspace import Userspace
 from tests.properties.worlds import OWN, packets, program_of, snapshot_of
 
 from vipd.backends.nftables.plan import plan
 from vipd.backends.nftables.trace import trace
 from vipd.backends.protocol import Packet, Step
+from vipd.backends.userspace.backend import UserspaceCompiler
 from vipd.proxy.events import Event
 from vipd.proxy.explain import Explanation, Verdict, answering, explain
 from vipd.proxy.names import Protocol
 from vipd.proxy.resolve import resolve
+from vipd.proxy.serving import as_served
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.virtualserver import Endpoint
 
@@ -52,6 +55,31 @@ def test_explanation_path_and_kernel_agree(
             assert _shares(told) in (_held(entry.cluster), _held(entry.local)), sent
         every = [*(one.endpoint for one in told.endpoints), *(o.endpoint for o in told.left_out)]
         assert len(every) == len({*every}) or _without_the_port(told)
+
+
+@given(some.clusters(), some.node_settings, st.data())
+def test_explanation_and_workers_agree(
+    events: list[Event], node: NodeSettings, data: st.DataObject
+) -> None:
+    """Also about what this mode cannot serve, and endpoints that workers never ask."""
+    snapshot = snapshot_of(events)
+    table = resolve(snapshot, node)
+    compiler, workers = UserspaceCompiler(), Userspace()
+    made, program = compiler.plan(None, compiler.compile(table.virtual_servers(), table.network))
+    workers.run(made)
+    for sent in data.draw(st.lists(packets(table), min_size=5, max_size=10)):
+        packet = _first(sent)
+        server = answering(table, packet) if packet is not None else None
+        if packet is None or server is None:
+            continue
+        by_table = explain(snapshot, table, node, packet, own=OWN)
+        told = as_served(by_table, server, compiler.serving(program, server.key), "")
+        met = {(one.verdict, one.target) for one in workers.chances(sent, OWN)}
+        if told.verdict is Verdict.UNSERVED:
+            assert not [one for one in met if one[0] == "dnat"], sent
+        else:
+            assert {(one.verdict, one.target) for one in _said(told)} == met, sent
+            assert all(one.masqueraded for one in told.endpoints), sent
 
 
 def _first(sent: Sent) -> Packet | None:

@@ -180,7 +180,7 @@ def test_whatever_happens(
             affinity_seconds=30 if sticks else None,
         )
 
-    it = Served(PLACE, forwarding(), Surroundings(), random)
+    it = Served(PLACE, forwarding(), Surroundings(), random.random)
     now = 0.0
     for verb, which, who, later in story:
         now += later

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,63 @@ def test_a_record_that_cannot_be_removed_is_a_failure(state: Path) -> None:
     assert told["removed"] == ["table ip vipd"]
     assert told["failed"] == [f"file {state}/mode.json: Is a directory"]
     assert told["unknown"] == []
+
+
+def test_refused_while_a_daemon_of_another_network_namespace_has_the_folder(state: Path) -> None:
+    path = state / "vipd.sock"
+    other = f"{NFT} add table ip vipd"
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        daemon.listen()
+        done = node(other, f"{CLEANUP} --socket {path}")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(
+            f"vipd: a daemon (pid {os.getpid()}) listens on {path}: stop it first, or name another "
+        )
+        assert sorted(one.name for one in state.iterdir()) == ["mode.json", "vipd.sock"]
+        only_one = node(other, f"{CLEANUP} --mode nftables --socket {path}")
+        assert (only_one.returncode, only_one.stdout) == (1, "")
+        dry = node(other, f"{CLEANUP} --dry-run --socket {path}")
+        assert (dry.returncode, dry.stderr) == (0, done.stderr)
+        assert "would remove table ip vipd\n" in dry.stdout
+        elsewhere = node(other, f"{CLEANUP} --socket {state}/other/vipd.sock")
+        assert (elsewhere.returncode, elsewhere.stdout) == (0, "removed table ip vipd\n")
+    done = node(other, f"{CLEANUP} --socket {path}")  # it is gone, and its socket is not
+    assert done.returncode == 0
+    assert list(state.iterdir()) == []
+
+
+WEB = """
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
+"""
+LEFT = ("table ip vipd-userspace", "local route 10.96.0.10", "2 workers with 0 open connections")
+
+
+def test_workers_are_counted_and_their_folder_goes(tmp_path: Path) -> None:
+    state, config = tmp_path / "state", tmp_path / "vipd.yaml"
+    (tmp_path / "web.yaml").write_text(WEB)
+    config.write_text(
+        "kind: VipdConfiguration\napiVersion: vipd/v1alpha1\nmode: userspace\n"
+        f"manifests: [{tmp_path}/web.yaml]\nsocket: {state}/vipd.sock\nnodeIPs: [192.0.2.1]\n"
+        "userspace: {workers: 2}\n"
+    )
+    vipd = f"{sys.executable} -P -m vipd.proxy.cli"
+    done = node(
+        "ip link set lo up; ip address add 192.0.2.1/32 dev lo",
+        f"{vipd} run --config {config} 2> {tmp_path}/log & daemon=$!",
+        "for try in $(seq 50)",
+        f"do {vipd} status --json --socket {state}/vipd.sock | grep -q '\"synced\":true' && break",
+        f"kill -0 $daemon || cat {tmp_path}/log; done 2> /dev/null",
+        "kill $daemon; wait $daemon",
+        f"{CLEANUP} --dry-run --config {config}; echo",
+        f"{CLEANUP} --config {config}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    would, did = (part.splitlines() for part in done.stdout.split("\n\n"))
+    for line in (*LEFT, f"folder {state}/workers", f"file {state}/mode.json"):
+        assert f"would remove {line}" in would
+        assert f"removed {line}" in did
+    assert list(state.iterdir()) == []

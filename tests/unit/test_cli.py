@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -237,3 +238,12 @@ def test_an_output_that_is_full_is_one_sentence(arguments: list[str]) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     told = "vipd: standard output: No space left on device\n"
     assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_limit_that_is_too_low_is_told_with_what_it_is_and_what_is_wanted() -> None:
+    done = vipd("check", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (900, 900)))
+    (line,) = [one for one in done.stdout.splitlines() if "open files" in one]
+    assert line == (
+        "  open files     missing, which vipd can do without: a worker started from here may have "
+        "900, and 65536 are wanted: raise the hard limit (LimitNOFILE= of systemd, ulimit -Hn)"
+    )

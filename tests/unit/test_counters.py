@@ -17,12 +17,14 @@ from vipd.backends.usage import (
     Usage,
     WorkerUsage,
 )
-from vipd.proxy import answers, counted, views
+from vipd.proxy import answers, counted, views, words
 from vipd.proxy.answers import Answers
 from vipd.proxy.cli.reads import MOST_WORKERS, worker_lines
 from vipd.proxy.cli.services import table
-from vipd.proxy.errors import Busy
+from vipd.proxy.errors import Busy, Rejected
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, Key, Kind, NodeNetwork, Table, Use, VirtualServer
 
 ENDPOINTS = tuple(Endpoint(parse_address(f"10.244.0.{number}"), 80) for number in range(1, 6))
@@ -89,12 +91,23 @@ class Counts:
         return Usage({one.key: COUNTED for one in servers}, (WORKER,))
 
 
-def answering(driver: object) -> Answers:
+def answering(driver: object, **rejected: Exception) -> Answers:
+    """The daemon's answers; `rejected` are services by their names."""
     everything = Map({one.key: (one,) for one in (WEB, API)})
-    sync = SimpleNamespace(table=Table(Map(), everything, Map(), NodeNetwork()))
-    switching = SimpleNamespace(serving=SimpleNamespace(driver=driver))
+    table = Table(Map(), everything, Map(), NodeNetwork())
+    sync = SimpleNamespace(table=table, snapshot=Snapshot(), settings=NodeSettings(node_name="n"))
+    switching = SimpleNamespace(
+        serving=SimpleNamespace(
+            driver=driver,
+            rejected={
+                one.key: rejected[one.owner.service.name]
+                for one in (WEB, API)
+                if one.owner.service.name in rejected
+            },
+        )
+    )
     nothing: Any = None
-    made: Any = (nothing, sync, switching, nothing, nothing, 0.0)
+    made: Any = (nothing, sync, switching, nothing, nothing, 0.0, nothing)
     return Answers(*made)
 
 
@@ -122,6 +135,19 @@ async def test_a_mode_that_counts_nothing_is_shown_as_before() -> None:
     assert headings == ("SERVICE", "KIND", "ADDRESS", "ENDPOINTS", "NOTES")
     assert {len(row) for row in rows} == {len(headings)}
     assert await asking._workers() == ((), ())
+
+
+async def test_what_was_rejected_is_told_with_the_reason() -> None:
+    asking = answering(Counts(), web=Rejected("", "the port is taken"))
+    for told in (await asking.services(), await asking.services("counters")):
+        assert [one.rejected for one in told] == [None, "the port is taken"]
+        _, rows = table(told)
+        assert ["REJECTED: the port is taken" in row[-1] for row in rows] == [False, True]
+    told = await asking.services()
+    again = msgspec.json.decode(msgspec.json.encode(told), type=list[views.VirtualServerView])
+    assert again == told
+    sentence = views.rejected(asking._sync.table, {WEB.key: Rejected("", "the port is taken")})
+    assert list(sentence) == ["shop/web:http at 10.96.0.1:80/TCP: the port is taken"]
 
 
 async def test_workers_that_do_not_answer_are_a_sentence(
@@ -185,16 +211,34 @@ def test_every_endpoint_with_everything() -> None:
     ]
 
 
+def test_clients_that_affinity_remembers_are_told() -> None:
+    sticky = server("web", affinity_seconds=60)
+    some = ServerUsage(open=0, so_far=5, remembered=2, forgotten=3)
+    assert row(sticky, some)["NOTES"] == "affinity 60s, 3 forgotten for lack of room"
+    assert row(sticky, some, every=True)["NOTES"] == (
+        "affinity 60s, 2 remembered, 3 forgotten for lack of room"
+    )
+    assert counted.counters(some).remembered == 2
+
+
 def test_options_of_a_service_are_notes() -> None:
     asked = server("web", proxy_protocol=True, keeps_failing=True, use=Use.LOCAL)
     told = row(asked, None)
     assert told["NOTES"] == "local only, PROXY protocol, failing endpoints stay"
     assert "OPEN" not in told
+    assert row(server("web", allowed_sources=()), None)["NOTES"] == "from nobody"
 
 
 def test_what_a_mode_does_not_count_is_a_dash() -> None:
     told = row(WEB, ServerUsage(so_far=9))
     assert (told["OPEN"], told["SO FAR"], told["NOTES"]) == ("-", "9", "")
+
+
+def test_one_thing_is_one_thing() -> None:
+    one = msgspec.structs.replace(counted.worker(WORKER), restarts=1, listeners=1)
+    (line, _) = worker_lines([one])
+    assert line == "workers    0: pid 7, up 3 min, 1 listener, 3 open, 1 restart"
+    assert [words.counted(count, "flow") for count in range(3)] == ["0 flows", "1 flow", "2 flows"]
 
 
 def test_workers_are_told_one_by_one_as_far_as_there_is_room() -> None:

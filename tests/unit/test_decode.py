@@ -163,6 +163,31 @@ def test_nulls_are_defaults() -> None:
     assert service(type=None, externalIPs=None, selector=None, sessionAffinity=None) == service()
 
 
+def test_a_wrong_entry_is_left_out_and_the_rest_is_kept() -> None:
+    raw = made(
+        "Service",
+        spec={
+            "ports": [{"port": 80}],
+            "externalIPs": ["192.0.2.1", "nonsense", "", " ", "0.0.0.0"],
+            "loadBalancerSourceRanges": ["10.0.0.0/8", "fd00::/129"],
+        },
+        status={"loadBalancer": {"ingress": [{"ip": "x"}, {"ip": "203.0.113.1"}, {"ip": "::"}]}},
+    )
+    found = decode(raw, "x")
+    assert isinstance(found, Service)
+    assert found.external_ips == (ip_address("192.0.2.1"),)
+    assert found.load_balancer_ips == (ip_address("203.0.113.1"),)
+    assert (found.source_ranges, found.ranges_lost) == ((ip_network("10.0.0.0/8"),), True)
+    assert sorted(one.field for one in found.flaws) == [
+        "spec.externalIPs[1]",
+        "spec.externalIPs[4]",
+        "spec.loadBalancerSourceRanges[1]",
+        "status.loadBalancer.ingress[0].ip",
+        "status.loadBalancer.ingress[2].ip",
+    ]
+    assert not service(loadBalancerSourceRanges=["10.0.0.0/8"]).ranges_lost
+
+
 def test_external_name_needs_no_ports() -> None:
     found = service(type="ExternalName", ports=None, externalName="db.example.com.")
     assert (found.external_name, found.ports) == ("db.example.com", ())
@@ -385,7 +410,12 @@ def test_any_text_where_text_belongs(text: str, kind: str) -> None:
             addressType="IPv4",
             endpoints=[{"addresses": [text]}],
             subsets=[{"addresses": [{"ip": text}]}],
-            spec={"clusterIP": text, "ports": [{"port": 1, "targetPort": text}], "cidrs": [text]},
+            spec={
+                "clusterIP": text,
+                "externalIPs": [text],
+                "ports": [{"port": 1, "targetPort": text}],
+                "cidrs": [text],
+            },
             status={"podIP": text, "addresses": [{"type": "InternalIP", "address": text}]},
         )
     )

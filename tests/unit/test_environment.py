@@ -19,21 +19,23 @@ from msgspec import Struct, convert
 from ryaml import loads  # type: ignore[attr-defined] # its stub forgets to say so
 
 from vipd.proxy import control
+from vipd.proxy.answers import Answers
 from vipd.proxy.cli.env import dotenv, shell, unnamable
 from vipd.proxy.environment import (
     MOST_CLASHES,
     MOST_EXEC_BYTES,
-    Environment,
     Wanted,
     checked,
     environment,
     wanted,
 )
 from vipd.proxy.errors import ConfigError, ControlError, ManifestError, QuestionError
-from vipd.proxy.events import Applied, Problem
+from vipd.proxy.events import Applied, Problem, Synced
 from vipd.proxy.model import Pod, Service, ServicePort
 from vipd.proxy.names import NamespacedName, Protocol
-from vipd.proxy.sources.manifests import load
+from vipd.proxy.settings import NodeSettings
+from vipd.proxy.sources.manifests import ManifestSource, load
+from vipd.proxy.sync import Sync
 
 FOLDER = Path(__file__).parent.parent / "cases" / "environment"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -130,11 +132,11 @@ def by_name(*services: Service) -> dict[NamespacedName, Service]:
 def test_the_order_that_services_come_in_does_not_matter() -> None:
     services = [a_service(name, i) for i, name in enumerate(("web", "web-service", "a", "z", "m"))]
     asked = Wanted(namespace="default")
-    first = environment(asked, by_name(*services))
+    first = environment(asked, by_name(*services), {})
     shuffled = random.Random(1)
     for _ in range(20):
         shuffled.shuffle(services)
-        again = environment(asked, by_name(*services))
+        again = environment(asked, by_name(*services), {})
         assert (list(again.variables.items()), again.notes) == (
             list(first.variables.items()),
             first.notes,
@@ -145,22 +147,17 @@ def test_more_than_a_process_can_be_given_is_said() -> None:
     few = [a_service(f"service-{i}", i + 1) for i in range(100)]
     many = [a_service(f"service-{i:05}", i + 1) for i in range(8000)]
     asked = Wanted(namespace="default")
-    assert not any("bytes" in note for note in environment(asked, by_name(*few)).notes)
-    notes = environment(asked, by_name(*many)).notes
+    assert not any("bytes" in note for note in environment(asked, by_name(*few), {}).notes)
+    notes = environment(asked, by_name(*many), {}).notes
     assert f"more than the {MOST_EXEC_BYTES} that Linux hands to a new process" in notes[-1]
     assert "enableServiceLinks: false" in notes[-1]
 
 
 def test_clashes_are_named_up_to_a_number() -> None:
     services = [a_service(f"web{i}{end}", i + 1) for i in range(20) for end in ("", "-service")]
-    notes = environment(Wanted(namespace="default"), by_name(*services)).notes
+    notes = environment(Wanted(namespace="default"), by_name(*services), {}).notes
     assert sum("wants" in note for note in notes) == MOST_CLASHES
-    assert notes[-1] == "10 more variables are wanted by two services"
-
-
-def test_a_pod_without_pods() -> None:
-    with pytest.raises(QuestionError, match=r"Pod shop/web-1: the daemon keeps no Pods: .*-f"):
-        environment(Wanted(namespace="shop", pod="web-1"), {})
+    assert notes[-1] == "two services want 10 more variables"
 
 
 @pytest.mark.parametrize(
@@ -235,7 +232,7 @@ def test_lines_of_an_env_file_are_taken_as_they_are() -> None:
         cluster_ips=(ip_address("fd00::1"),),
         ports=service.ports,
     )
-    variables = environment(Wanted(namespace="default"), by_name(service, six)).variables
+    variables = environment(Wanted(namespace="default"), by_name(service, six), {}).variables
     lines = list(dotenv(variables))
     assert dict(line.split("=", 1) for line in lines) == variables
     assert evaluated("\n".join(["set -a", *lines]), variables) == variables
@@ -339,19 +336,33 @@ def test_without_a_daemon(tmp_path: Path) -> None:
     assert "no vipd listens on" in told.stderr
 
 
+POD = """---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop}
+spec: {enableServiceLinks: false}
+"""
+
+
 async def test_the_daemon_is_asked_over_its_socket(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
-    services = by_name(a_service("kubernetes", 1), a_service("web", 2, "shop"))
-
-    async def answer(argument: str) -> Environment:
-        return environment(wanted(argument), services)
-
-    async with await control.serve(path, {"environment": answer}):
-        asked = ("--socket", path, "-n", "shop", "--format", "json")
+    path, file = str(tmp_path / "s"), tmp_path / "cluster.yaml"
+    file.write_text(MANIFESTS + POD)
+    source, sync = ManifestSource([str(file)]), Sync(NodeSettings(node_name="node"))
+    sync.take([*source._reading.refresh(0.0), Synced()])
+    nothing: Any = None
+    answers = Answers(nothing, sync, nothing, nothing, source, 0.0, nothing)
+    asked = ("--socket", path, "-n", "shop", "--format", "json")
+    async with await control.serve(path, answers.requests()):
         told = await asyncio.to_thread(vipd_env, *asked)
         few = await asyncio.to_thread(vipd_env, *asked, "--no-service-links")
-        refused = await asyncio.to_thread(vipd_env, *asked, "--pod", "web-1")
-    assert json.loads(told.stdout) == environment(Wanted(namespace="shop"), services).variables
+        of_pod = await asyncio.to_thread(vipd_env, *asked, "--pod", "web-1")
+        refused = await asyncio.to_thread(vipd_env, *asked, "--pod", "web-2")
+    services, pods = objects(file)
+    assert (
+        json.loads(told.stdout) == environment(Wanted(namespace="shop"), services, pods).variables
+    )
+    assert "SIX_SERVICE_HOST" in json.loads(told.stdout)
     assert {name.partition("_")[0] for name in json.loads(few.stdout)} == {"KUBERNETES"}
+    assert of_pod.stdout == few.stdout
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "Pod shop/web-1: the daemon keeps no Pods" in refused.stderr
+    assert refused.stderr == "vipd: no Pod shop/web-2 is known; there are web-1\n"

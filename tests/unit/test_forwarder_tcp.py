@@ -922,3 +922,61 @@ def test_a_listener_that_cannot_be_taken_leaves_nothing_behind() -> None:
                 await there.accept()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("ports", "asked"), [(range(0), 0), (range(1 << 16), 1)])
+def test_only_where_the_port_may_be_a_source_port_a_socket_is_asked_whom_it_met(
+    monkeypatch: pytest.MonkeyPatch, ports: range, asked: int
+) -> None:
+    async def run() -> None:
+        met: list[Forwarded] = []
+        monkeypatch.setattr(connecting, "_local_ports", lambda: ports)
+        monkeypatch.setattr(connecting, "_is_to_itself", met.append)
+        async with world() as there:
+            client = there.connect()
+            await client.send(b"x")
+            assert await (await there.accept()).receive(1) == b"x"
+            assert len(met) == asked
+
+    asyncio.run(run())
+
+
+def test_source_ports_are_those_of_the_kernel() -> None:
+    ports = connecting._local_ports()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert server.getsockname()[1] in ports
+    assert 80 not in ports
+
+
+class Ends:
+    """A source that has this to read, and then an error."""
+
+    def __init__(self, data: bytes, error: OSError) -> None:
+        self._data = data
+        self._error = error
+
+    def recv(self, size: int, flags: int) -> bytes:
+        data, self._data = self._data, b""
+        if not data:
+            raise self._error
+        return data
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(), ConnectionResetError()])
+def test_what_was_to_go_with_the_end_goes_without_one(error: OSError) -> None:
+    """A reset may come after the end, and urgent data hides what is behind it."""
+
+    async def run() -> None:
+        async with world() as there:
+            sink = socket.create_connection(there.servers[0].getsockname())
+            there.sockets.append(sink)
+            stream = connection_of(there, sink, there.choice.endpoints[0]).request
+            stream.source = Ends(b"last", error)  # type: ignore[assignment]
+            stream.sink, stream.hung = sink, True
+            other = await there.accept()
+            pump.Pump(TcpLimits()).move(stream, pump.LAST)
+            sink.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESETS)
+            sink.close()  # which loses what is not on its way
+            assert await other.receive(4) == b"last"
+
+    asyncio.run(run())

@@ -31,3 +31,10 @@ def test_a_route(family: Family, verb: Verb, kind: int, flags: int) -> None:
     message.encode()
     made = local_routes.message(Wanted(verb, parse_address(address), source), 118)
     assert made == bytes(message.data)
+
+
+def test_a_route_of_the_dns_server_stands_beside_that_of_a_mode() -> None:
+    wanted = Wanted("add", parse_address("10.96.0.10"))
+    message = rtmsg(local_routes.message(wanted, local_routes.DNS_ROUTE_PROTOCOL))
+    message.decode()
+    assert message.get_attr("RTA_PRIORITY") not in (None, 0, 1024)  # the modes' in each family

@@ -7,6 +7,7 @@ import pytest
 from vipd.proxy.events import Applied, Problem
 from vipd.proxy.names import NamespacedName
 from vipd.proxy.sources.manifests import load
+from vipd.proxy.sources.reading import Reading
 
 GOOD = """
 ---
@@ -121,24 +122,6 @@ CASES = {
         "spec.clusterIP",
         "zone",
     ),
-    "external-ip": (
-        service(f"externalIPs: [1.2.3.4, 1.2.3], {PORT}"),
-        WEB,
-        "spec.externalIPs[1]",
-        "not an IP",
-    ),
-    "source-range": (
-        service(f"loadBalancerSourceRanges: [10.0.0.0/33], {PORT}"),
-        WEB,
-        "spec.loadBalancerSourceRanges[0]",
-        "not a CIDR",
-    ),
-    "source-range-without-prefix": (
-        service(f"loadBalancerSourceRanges: [10.0.0.0], {PORT}"),
-        WEB,
-        "spec.loadBalancerSourceRanges[0]",
-        "not a CIDR",
-    ),
     "affinity": (
         service(f"sessionAffinity: Client, {PORT}"),
         WEB,
@@ -169,12 +152,6 @@ CASES = {
     "external-name": (service("type: ExternalName"), WEB, "spec.externalName", "is missing"),
     "families": (service(f"ipFamilies: [IPv5], {PORT}"), WEB, "spec.ipFamilies[0]", "IPv5"),
     "selector": (service(f"selector: {{app: 1}}, {PORT}"), WEB, "spec.selector", "got int"),
-    "load-balancer-ip": (
-        service(PORT) + "status: {loadBalancer: {ingress: [{ip: nonsense}]}}\n",
-        WEB,
-        "status.loadBalancer.ingress[0].ip",
-        "not an IP",
-    ),
     "ip-mode": (
         service(PORT) + "status: {loadBalancer: {ingress: [{ip: 1.2.3.4, ipMode: vip}]}}\n",
         WEB,
@@ -381,6 +358,55 @@ def test_names_file_object_and_field(
     assert all(part in str(error) for part in (str(path), thing, field, why))
     applied = [each.object.name for each in events if isinstance(each, Applied)]
     assert applied == [NamespacedName("default", "good")]
+
+
+FLAWS = {
+    "external-ip": (
+        "spec.externalIPs[1]",
+        "externalIPs: [1.2.3.4, 1.2.3, '', 127.0.0.1]",
+        "'1.2.3' is not an IP address; spec.externalIPs[3]: '127.0.0.1' is an unspecified",
+    ),
+    "source-range": (
+        "spec.loadBalancerSourceRanges[0]",
+        "loadBalancerSourceRanges: [10.0.0.0/33, 10.0.0.0/8]",
+        "'10.0.0.0/33' is not a CIDR",
+    ),
+    "source-range-without-prefix": (
+        "spec.loadBalancerSourceRanges[0]",
+        "loadBalancerSourceRanges: [10.0.0.0]",
+        "'10.0.0.0' is not a CIDR",
+    ),
+    "many": (
+        "spec.externalIPs[0]",
+        f"externalIPs: [{', '.join('abcdefgh')}]",
+        "spec.externalIPs[4]: 'e' is not an IP address; and 3 more (left out",
+    ),
+}
+
+
+@pytest.mark.parametrize(("field", "spec", "why"), FLAWS.values(), ids=list(FLAWS))
+def test_a_wrong_entry_is_named_and_the_rest_of_the_service_is_served(
+    tmp_path: Path, field: str, spec: str, why: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(service(f"{spec}, {PORT}") + GOOD)
+    reading = Reading([str(path)])
+    events = reading.refresh(0.0)
+    (problem,) = [each for each in events if isinstance(each, Problem)]
+    error = problem.error
+    assert error is not None
+    assert (error.origin, error.thing) == (f"{path} document 1", "Service default/web")
+    assert error.field == field
+    assert why in error.why
+    assert error.why.endswith("(left out; the rest is served)")
+    applied = [each.object.name for each in events if isinstance(each, Applied)]
+    assert applied == [NamespacedName("default", one) for one in ("web", "good")]
+    path.write_text(f"{path.read_text()}# more\n")  # known by its digest, and not decoded again
+    assert reading.refresh(1.0) == []
+    path.write_text(service(PORT) + GOOD)
+    assert [one for one in reading.refresh(2.0) if isinstance(one, Problem)] == [
+        Problem(problem.key, None)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from ipaddress import ip_address
 from types import SimpleNamespace
 
-import pyroute2
 import pytest
 
+from vipd.backends import netlink
+from vipd.backends.netlink import MULTI, Netlink
 from vipd.proxy.errors import SourceError, UnknownResult
 from vipd.proxy.events import Event, OwnAddresses
 from vipd.proxy.resolve import resolve, update
@@ -19,6 +20,7 @@ from vipd.proxy.sources import addresses
 from vipd.proxy.sources.addresses import FollowedAddresses, events, read
 
 SETTINGS = NodeSettings(node_name="node", node_ips=(ip_address("192.168.0.1"),))
+NLM_F_DUMP_INTR = 0x10
 ADDRESSES = (ip_address("192.168.0.1"), ip_address("fd00::1"))
 
 
@@ -52,19 +54,31 @@ def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield watching, kernel
 
 
-def test_an_error_of_pyroute2_is_one_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted:
-        def __enter__(self) -> "Interrupted":
-            return self
+def test_a_list_that_changed_while_it_was_made_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever cannot have one in peace is told so."""
+    asked: list[bytes] = []
 
-        def __exit__(self, *_: object) -> None:
-            pass
+    class Interrupted(Netlink):
+        def ask(self, message: bytes) -> list[bytes]:
+            asked.append(message)
+            answers = super().ask(message)
+            flags = MULTI | NLM_F_DUMP_INTR
+            return [one[:6] + flags.to_bytes(2, "little") + one[8:] for one in answers]
 
-        def get_addr(self) -> object:
-            raise pyroute2.NetlinkDumpInterrupted
+    monkeypatch.setattr(netlink, "routes", lambda: Interrupted(socket.NETLINK_ROUTE))
+    with pytest.raises(SourceError, match="faster than they can be read"):
+        read()
+    assert len(asked) > 1
 
-    monkeypatch.setattr(pyroute2, "IPRoute", Interrupted)
-    with pytest.raises(SourceError, match="dump interrupted"):
+
+def test_a_listing_that_is_refused_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> Netlink:
+        raise OSError(errno.EMFILE, "too many files")
+
+    monkeypatch.setattr(netlink, "routes", refused)
+    with pytest.raises(SourceError, match="too many files"):
         read()
 
 

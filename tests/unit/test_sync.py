@@ -431,3 +431,13 @@ async def test_the_end_of_the_source_comes_after_the_last_commit(rig: Rig) -> No
     await rig.end()
     assert rig.dataplane.syncs == 2
     assert "10.96.0.2 . tcp . 80" in "".join(rig.driver.texts)
+
+
+async def test_what_dns_answers_is_left_to_it_while_it_does(rig: Rig) -> None:
+    await rig.start(1, 2)
+    table = rig.sync.table
+    rig.sync.leave_to_dns(frozenset({(parse_address("10.96.0.1"), 80)}))
+    assert set(rig.sync.table.claims) == {key(2)}
+    await rig.until(lambda: rig.driver.texts)
+    rig.sync.leave_to_dns(frozenset())
+    assert rig.sync.table == table

@@ -82,6 +82,8 @@ def test_what_workers_count_is_put_together() -> None:
             so_far=30,
             denied=1,
             unserved=4,
+            remembered=0,
+            forgotten=0,
             workers=(0, 1),
             endpoints=(
                 EndpointUsage(endpoint=A, open=1, so_far=10, failures=2),
@@ -172,6 +174,20 @@ def test_an_endpoint_that_left_is_told_of_while_it_has_connections() -> None:
     state.ended(A)
     assert reports.place(state.place, state, 0, None, 1.0).endpoints == []
     assert reports.place(state.place, state, 0, None, 1.0).so_far == 1
+
+
+def test_clients_that_affinity_remembers_and_those_it_had_no_room_for() -> None:
+    one = server("10.96.0.1")
+    state = served(affinity_seconds=60)
+    assert state._affinity is not None
+    state._affinity._most = 2
+    for number in range(5):
+        state.choose(f"10.0.0.{number}", 1, 1.0)
+    told = reports.place(state.place, state, 0, None, 1.0)
+    assert (told.remembered, told.forgotten) == (2, 3)
+    assert messages.answer_of(messages.encode(reported(0, told))) == reported(0, told)
+    found = usage({state.place: one.key}, [reported(0, told)], {}).by_server[one.key]
+    assert (found.remembered, found.forgotten) == (2, 3)
 
 
 def test_keeping_failing_endpoints_counts_their_failures() -> None:

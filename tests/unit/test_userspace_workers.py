@@ -97,7 +97,7 @@ async def test_one_that_does_not_end_is_killed(
     (only,) = await pids(there)
     os.kill(only, signal.SIGSTOP)
     assert await there.quit() == 1
-    assert not there.is_running
+    assert not there.running
 
 
 async def test_paused_workers_are_resumed_and_not_replaced(two: Workers, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ async def test_one_that_was_silent_before_the_daemon_is_ended_and_replaced(
     after = Workers(1, folder)
     monkeypatch.setattr(worker.Worker.find.__func__, "__defaults__", (0.1,))  # type: ignore[attr-defined]
     await after.complete()
-    await until(lambda: not before.is_running or silent not in {one.pid for one in before._all()})
+    await until(lambda: not before.running or silent not in {one.pid for one in before._all()})
     assert silent not in await pids(after)
     await before.quit()
     await after.quit()
@@ -225,7 +225,7 @@ async def test_nobody_comes_back_after_all_were_told_to_end(tmp_path: Path) -> N
         os.kill(one, signal.SIGKILL)
     await until(lambda: there._returning)
     await there.quit()
-    assert not there.is_running
+    assert not there.running
     assert not there._restarts
     assert list((tmp_path / "workers").iterdir()) == []
 

@@ -8,7 +8,7 @@ connecting needs none.
 import sys
 
 if __name__ == "__main__":
-    from vipd.backends.userspace.forwarder.lean import without_openssl
+    from vipd.proxy.lean import without_openssl
 
     without_openssl()
 
@@ -21,6 +21,7 @@ from vipd.backends.privileges import allow_descriptors, give_up_privileges
 from vipd.backends.userspace.forwarder import log
 from vipd.backends.userspace.forwarder.descriptors import WANTED
 from vipd.backends.userspace.forwarder.worker import run
+from vipd.proxy.lean import give_back
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     # What was imported stays: the collector need not look at it while connections wait.
     gc.collect()
     gc.freeze()
+    give_back()
     with socket.socket(fileno=descriptor) as control:
         asyncio.run(run(number, control, descriptors))
 

@@ -63,11 +63,10 @@ class Accepting:
     ) -> None:
         self.taken = 0
         """Connections that were accepted and are not over."""
-        self.most = limits.most
-        """How many there may be; beyond, clients wait in the listeners' queues."""
         self._loop = loop
         self._epoll = epoll
         self._limits = limits
+        self.allow(limits.most)
         self._counters = counters
         self._start = start
         self._resumed = resumed
@@ -83,6 +82,12 @@ class Accepting:
     def __len__(self) -> int:
         """Return how many listeners there are."""
         return len(self._listeners)
+
+    def allow(self, most: int) -> None:
+        """Have no more than so many from now on; beyond, clients wait in the listeners' queues."""
+        limits = self._limits
+        self.most = min(most, limits.most)
+        self._most_of_client = max(limits.least_of_client, int(self.most * limits.of_client))
 
     def add(self, listener: socket.SocketType) -> None:
         """Accept from this listener from now on. What connections inherit is set on it."""
@@ -122,8 +127,7 @@ class Accepting:
         """Count a connection of a client. Returns whether that is within the client's share."""
         there = self._by_client.get(client, 0)
         self._by_client[client] = there + 1
-        limits = self._limits
-        return there < max(limits.least_of_client, int(self.most * limits.of_client))
+        return there < self._most_of_client
 
     def left(self, client: str) -> None:
         """Count a connection that came and is over."""

@@ -23,6 +23,10 @@ from vipd.proxy.virtualserver import Endpoint
 
 _BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 _MOST_NAMES: Final = 4096
+_LOCAL_PORTS: Final = "/proc/sys/net/ipv4/ip_local_port_range"
+"""From which the kernel takes source ports, for IPv6 too (Documentation/networking/ip-sysctl)."""
+_PORTS_SECONDS: Final = 10.0
+"""How long they are remembered: an operator may change them."""
 _NO_PORT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAGAIN})
 """All local ports are in use towards that endpoint (connect(2))."""
 _NOT_ITS_FAULT: Final = _NO_PORT | SHORTAGE | {errno.EPERM}
@@ -40,9 +44,19 @@ def _is_to_itself(connection: Forwarded) -> bool:
     """
     endpoint = connection.endpoint
     own = connection.reply.source.getsockname()
-    if endpoint is None or own[1] != endpoint.port:  # nearly always
+    if endpoint is None or own[1] != endpoint.port:
         return False
     return parse_address(own[0].partition("%")[0]) == endpoint.address
+
+
+def _local_ports() -> range:
+    """Return the ports that the kernel may take as source ports; all where it does not tell."""
+    try:
+        with open(_LOCAL_PORTS, "rb") as file:  # a codec could not be imported any more
+            first, last = map(int, file.read().split())
+    except (OSError, ValueError):
+        return range(1 << 16)
+    return range(first, last + 1)
 
 
 class Outcome(Struct, frozen=True):
@@ -80,12 +94,17 @@ class Connecting:
         self._parked: deque[Forwarded] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._names: dict[int, tuple[Endpoint, Name]] = {}
+        self._local_ports = range(0)
+        """Source ports that the kernel may take: at no other has a socket met itself."""
+        self._ports_until = float("-inf")
 
     def connect(self, connection: Forwarded) -> None:
         """Try endpoints until one may answer."""
         served = connection.served
         while True:
             now = self._loop.time()
+            if now > self._ports_until:
+                self._local_ports, self._ports_until = _local_ports(), now + _PORTS_SECONDS
             endpoint = served.choose(connection.client, connection.port, now, connection.tried)
             if endpoint is None:
                 self._outcome.refuse(connection)
@@ -124,7 +143,11 @@ class Connecting:
         problem = 0
         if mask & _BROKEN:
             problem = connection.reply.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        elif not _is_to_itself(connection):
+        elif (
+            connection.endpoint is None
+            or connection.endpoint.port not in self._local_ports  # nearly always
+            or not _is_to_itself(connection)
+        ):
             return True
         self._try_on(connection, problem)
         return False

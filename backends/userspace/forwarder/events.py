@@ -36,7 +36,7 @@ from vipd.backends.userspace.forwarder.connection import (
     SHUT,
     WRITE,
 )
-from vipd.backends.userspace.forwarder.pump import BROKEN, BROKEN_AFTER_END, MORE, Pump
+from vipd.backends.userspace.forwarder.pump import BROKEN, BROKEN_AFTER_END, LAST, MORE, Pump
 from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
 
 _EVENTS: Final = 256
@@ -184,7 +184,7 @@ class Events:
         if mask & _ERROR:
             self._hear_out(connection, stream)
         elif stream.wants == READ:
-            self.do(stream, self._pump.move(stream))
+            self.do(stream, self._pump.move(stream, LAST))
 
     def _drain(self, stream: Stream) -> int:
         """Move what is left of a stream whose source is about to be reset.

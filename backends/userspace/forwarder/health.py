@@ -35,10 +35,6 @@ class Health:
     """Who of a place's endpoints is set aside. False where nobody is, which is nearly always."""
 
     def __init__(self) -> None:
-        self.set_aside = 0
-        """How often an endpoint was set aside, trials that failed included."""
-        self.spared = 0
-        """How often it was not, for half of the endpoints were already."""
         self._lists: Collection[Sequence[Endpoint]] = ()
         self._aside: dict[Spot, _Aside] = {}
 
@@ -96,10 +92,8 @@ class Health:
         elif self._has_room(spot):
             seconds = FIRST_SECONDS
         else:
-            self.spared += 1
             return
         self._aside[spot] = _Aside(seconds, now + seconds)
-        self.set_aside += 1
 
     def until(self, spot: Spot) -> float | None:
         """Return until when it is set aside (or on trial), or None where it is not."""

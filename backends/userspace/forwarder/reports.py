@@ -52,6 +52,8 @@ def place(
         unserved=told.unserved,
         endpoints=endpoints,
         of_client=of_client,
+        remembered=told.remembered,
+        forgotten=told.forgotten,
     )
 
 

@@ -1,15 +1,14 @@
 """One place in a worker: who may connect, and which endpoint each connection gets.
 
 Lives here: the state of a place, put together of balance, affinity and health, and what operators
-are shown of it. Pure: the clock and the lots are given. Must not: know sockets.
+are shown of it. Pure: the clock and the chance are given. Must not: know sockets.
 
 The rules are cheap for those who have none: a place without source ranges, whose endpoints are the
 same for everyone, never parses an address of a client.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Protocol as Interface
 
 from msgspec import Struct
 
@@ -29,20 +28,11 @@ from vipd.proxy.names import Protocol
 from vipd.proxy.virtualserver import Endpoint
 
 
-class Lots(Interface):
-    """What draws lots, such as random.Random."""
-
-    def random(self) -> float:
-        """Return a float from 0 to below 1."""
-        ...
-
-
 class EndpointReport(Struct, frozen=True, kw_only=True):
     """An endpoint as operators see it."""
 
     address: str
     port: int
-    weight: int
     connections: int
     """Open now; sessions, for UDP."""
     so_far: int
@@ -58,8 +48,6 @@ class EndpointReport(Struct, frozen=True, kw_only=True):
 class ServedReport(Struct, frozen=True, kw_only=True):
     """A place as operators see it; all counters are since the worker began to serve it."""
 
-    place: str
-    owner: str
     endpoints: tuple[EndpointReport, ...]
     so_far: int
     """Connections or sessions that were established, of endpoints that left too."""
@@ -67,14 +55,10 @@ class ServedReport(Struct, frozen=True, kw_only=True):
     """Connections of sources that are not allowed. One datagram of UDP is one."""
     unserved: int
     """Connections that found no endpoint at all."""
-    set_aside: int
-    """How often an endpoint was set aside, failed trials included."""
-    spared: int
-    """How often one was not, as half of the endpoints already were."""
-    clients_kept: int
-    """Clients remembered for affinity."""
-    clients_forgotten: int
-    """Clients forgotten before their time, for lack of room."""
+    remembered: int
+    """Clients that are remembered for affinity."""
+    forgotten: int
+    """Clients that were forgotten before their time, for lack of room."""
 
 
 class _Side:
@@ -103,11 +87,11 @@ class Served:
         place: Place,
         forwarding: Forwarding,
         surroundings: Surroundings,
-        random: Lots | Chance,
+        chance: Chance,
     ) -> None:
         self.place = place
         self.forwarding = forwarding
-        self._chance: Callable[[], float] = random if callable(random) else random.random
+        self._chance = chance
         self._loads: dict[Spot, Load] = {}
         self._health = Health()
         self._affinity: Affinity | None = None
@@ -213,13 +197,10 @@ class Served:
         kept = self._affinity
         there = {spot_of(one) for one in (*self._inside.endpoints, *self._outside.endpoints)}
         return ServedReport(
-            place=str(self.place),
-            owner=self.forwarding.owner,
             endpoints=tuple(
                 EndpointReport(
                     address=str(load.endpoint.address),
                     port=load.endpoint.port,
-                    weight=load.endpoint.weight,
                     connections=load.connections,
                     so_far=load.so_far,
                     failures=load.failures,
@@ -231,10 +212,8 @@ class Served:
             so_far=self._so_far,
             denied=self._denied,
             unserved=self._unserved,
-            set_aside=self._health.set_aside,
-            spared=self._health.spared,
-            clients_kept=len(kept) if kept is not None else 0,
-            clients_forgotten=kept.forgotten if kept is not None else 0,
+            remembered=len(kept) if kept is not None else 0,
+            forgotten=kept.forgotten if kept is not None else 0,
         )
 
     def remembered(self, client: str, now: float) -> tuple[Endpoint, float] | None:

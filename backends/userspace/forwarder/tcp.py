@@ -116,7 +116,7 @@ class TcpForwarder:
 
     def allow(self, connections: int) -> None:
         """Have no more than so many from now on, nor more than the limits say; those there stay."""
-        self._accepting.most = min(connections, self._limits.most)
+        self._accepting.allow(connections)
 
     def descriptors(self) -> int:
         """Return how many are taken by listeners, connections and pipes, or soon will be."""

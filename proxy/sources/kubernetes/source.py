@@ -30,6 +30,9 @@ class KubernetesSource:
         self._credentials = Credentials(kubeconfig, time.monotonic)
         self._resources = resources(node, wanted)
 
+    def pods(self) -> None:
+        """They are not kept: there may be 150,000 of them."""
+
     async def check(self) -> None:
         """Raise ConfigError or SourceError if the credentials cannot be used at all.
 

@@ -1,0 +1,67 @@
+"""What processes that stay do not import: megabytes and a tenth of a second each."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("ssl", "_ssl", "_hashlib", "rich", "pyroute2", "watchfiles", "anyio")
+DNSPYTHON = ("dns.message", "dns.name")
+DAEMON = """
+sys.argv = ["vipd", *{words!r}, "--help"]
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main()
+from vipd.backends.registry import MODES, backend
+from vipd.dns.server import alone
+from vipd.proxy import daemon
+from vipd.proxy.sources import manifests
+for mode in MODES:
+    backend(mode)
+"""
+PROCESS = """
+sys.argv = ["one"]  # it ends where it misses its arguments, when everything is imported
+with contextlib.suppress(IndexError):
+    runpy.run_module({name!r}, run_name="__main__")
+"""
+
+
+def imported(script: str) -> set[str]:
+    """Return the modules that a fresh interpreter has after a script."""
+    head = "import contextlib, io, runpy, sys\n"
+    tail = "\nimport json\nprint(json.dumps([one for one in sys.modules if sys.modules[one]]))"
+    done = subprocess.run(
+        [sys.executable, "-c", head + script + tail], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("words", [["run"], ["dns", "serve"]])
+def test_the_daemon_goes_without(words: list[str]) -> None:
+    found = imported("from vipd.proxy.cli.main import main" + DAEMON.format(words=words))
+    assert {"vipd.proxy.daemon", "vipd.backends.ipset", "structlog"} <= found
+    assert found.isdisjoint((*HEAVY, *DNSPYTHON))
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("vipd.backends.userspace.forwarder", (*HEAVY, *DNSPYTHON, "structlog", "click")),
+        ("vipd.dns.server", (*HEAVY, "structlog", "click")),
+    ],
+)
+def test_workers_go_without(name: str, without: tuple[str, ...]) -> None:
+    found = imported(PROCESS.format(name=name))
+    assert {f"{name}.worker", "asyncio"} <= found
+    assert found.isdisjoint(without)
+
+
+def test_hashes_are_there_without_openssl() -> None:
+    script = """
+from vipd.proxy.lean import without_openssl
+without_openssl()
+import hashlib, hmac, secrets
+for name in ("md5", "sha1", "sha256", "sha512", "sha3_256", "blake2b"):
+    assert len(hashlib.new(name, b"x").hexdigest()) >= 32
+"""
+    assert "hashlib" in imported(script)

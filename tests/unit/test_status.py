@@ -1,0 +1,52 @@
+"""What is told of the DNS server, and when that is bad news."""
+
+import pytest
+from msgspec.structs import replace
+
+from vipd.proxy.status import DnsView, Status, dns_line, judged
+
+GOOD = DnsView(
+    workers=2,
+    wanted=2,
+    restarts=0,
+    synced=True,
+    services=7,
+    questions=40,
+    failed=1,
+    upstreams={"192.0.2.1:53": True, "192.0.2.2:53": False},
+)
+
+
+def status(dns: DnsView | None) -> Status:
+    return Status(
+        version="1", pid=1, mode="nftables", node="n", manifests=(), started=0.0, synced=True,
+        services=0, virtual_servers=0, endpoints=0, syncs=1, failed_syncs=0, last_sync=None,
+        failure="", problems=(), conflicts=(), rejected=(), notes=(), passed_over=(), dns=dns,
+    )  # fmt: skip
+
+
+def test_one_line() -> None:
+    said = dns_line(("10.96.0.10:53", "[fd00::a]:53"), GOOD)
+    assert said == (
+        "10.96.0.10:53, [fd00::a]:53; 7 services; 40 questions, 1 failed; 1 of 2 upstreams up"
+    )
+    assert dns_line(("127.0.0.1:53",), None) == "127.0.0.1:53"
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"workers": 1}, "; 1 of 2 workers do not answer; 7 services"),
+        ({"synced": False}, "; services not known yet"),
+        ({"workers": 0, "synced": False}, "; 2 of 2 workers do not answer; 40 questions"),
+    ],
+)
+def test_bad_news(told: dict[str, object], words: str) -> None:
+    view = replace(GOOD, **told)
+    assert words in dns_line(("127.0.0.1:53",), view)
+    assert judged(status(view)).degraded
+
+
+def test_good_news() -> None:
+    assert not judged(status(GOOD)).degraded
+    assert not judged(status(None)).degraded
