@@ -47,6 +47,17 @@ def changes(
             yield Listen(wire, messages.wire_forwarding(forwarding))
 
 
+def lacking(
+    number: int, count: int, held: Set[Place], wanted: Mapping[Place, Forwarding]
+) -> list[Place]:
+    """Return where a worker that listens at `held` should listen as well."""
+    return [
+        place
+        for place, forwarding in wanted.items()
+        if place not in held and number in listeners(place, forwarding, count)
+    ]
+
+
 def stops(held: Set[Place], gone: Collection[Place]) -> list[Operation]:
     """Return what a worker that listens at `held` is told, so that it leaves what is gone."""
     return [Stop(messages.wire_place(one), at_once=True) for one in gone if one in held]

@@ -141,6 +141,8 @@ class Done(Struct, tag=True, array_like=True):
     failed: list[tuple[WirePlace, str]]
     cut: int = 0
     """How many connections and sessions were ended by it."""
+    short: list[tuple[WirePlace, str]] = []
+    """What failed for want of a descriptor: it may be given again soon."""
 
 
 class ServedPlace(Struct, array_like=True, frozen=True):

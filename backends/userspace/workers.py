@@ -11,6 +11,7 @@ is refused, and it ends when its own connections have.
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -22,10 +23,11 @@ import structlog
 
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages
-from vipd.backends.userspace.assignment import Operation, batches, changes, stops
+from vipd.backends.userspace.assignment import Operation, batches, changes, lacking, stops
 from vipd.backends.userspace.listeners import holders, listener
 from vipd.backends.userspace.messages import (
     MOST_LISTENERS,
+    Answer,
     Batch,
     Count,
     Counted,
@@ -87,6 +89,8 @@ class Workers:
         self._pauses: dict[int, float] = {}
         self._returning: set[int] = set()
         """Numbers of workers that ended and are being started again."""
+        self._short: set[Worker] = set()
+        """Those that are given listeners again."""
         self._restarts: set[asyncio.Task[None]] = set()
         self._ended: Counter[int] = Counter()
         """How often each number was started again."""
@@ -157,7 +161,8 @@ class Workers:
     ) -> dict[Place, DataplaneError]:
         """Let the workers serve places like this, and others no more; return what cannot be done.
 
-        A place that another program has is left alone.
+        A place that another program has is left alone. A listener that a worker has no descriptor
+        for is not among what cannot be done: it is given again until it is taken.
         """
         async with self._order:
             return await self._serve(wanted, gone)
@@ -176,8 +181,11 @@ class Workers:
             for worker in self._active.values()
         }
         failed: dict[Place, DataplaneError] = {}
-        for found in await asyncio.gather(*(self._do(one, todo) for one, todo in told.items())):
-            failed |= found
+        answers = await asyncio.gather(*(self._do(one, todo) for one, todo in told.items()))
+        for worker, found in zip(told, answers, strict=True):
+            short = {place: why for place, why in found.items() if isinstance(why, Busy)}
+            self._give_again(worker, short)
+            failed |= {place: why for place, why in found.items() if place not in short}
         if failed:
             for place in failed:
                 self._wanted.pop(place, None)
@@ -236,7 +244,8 @@ class Workers:
         there = [one for one in self._all() if one.version == VERSION]
         told = await asyncio.gather(*(one.report(where, client) for one in there))
         reported = [one for each in told for one in each]
-        return await asyncio.to_thread(usage, where, reported, self._ended.copy())
+        missing = {one.number: len(self._missing(one)) for one in self._short}
+        return await asyncio.to_thread(usage, where, reported, self._ended.copy(), missing)
 
     async def pause(self) -> None:
         """Let all workers accept nothing, and keep what is open until they are needed again."""
@@ -324,8 +333,7 @@ class Workers:
                 for one in wires
             ]
             done, _ = await new.ask(self._batch(todo), given)
-            failed = {place for place, _ in done.failed} if isinstance(done, Done) else set()
-            new.places |= {messages.place_of(one) for one in wires if one not in failed}
+            new.places |= {messages.place_of(one) for one in wires} - _failed(done).keys()
 
     def _lost(self, worker: Worker) -> None:
         """Note that a process is gone; start it again where it should be there."""
@@ -395,25 +403,37 @@ class Workers:
         The others serve it meanwhile.
         """
         worker = self._active.get(number)
-        if worker is not None and (failed := await self._tell_all(worker, self._wanted)):
-            log.error(
-                "a worker cannot listen everywhere; it is tried again",
-                number=number,
-                places=len(failed),
-                why=str(next(iter(failed.values()))),
-            )
-            self._spawn(self._try_again(worker))
+        if worker is not None:
+            self._give_again(worker, await self._tell_all(worker, self._wanted))
+
+    def _give_again(self, worker: Worker, failed: Mapping[Place, DataplaneError]) -> None:
+        """Give a worker the listeners that it could not have, soon; say so once."""
+        if not failed or worker in self._short:
+            return
+        log.error(
+            "a worker cannot listen everywhere; it is tried again",
+            number=worker.number,
+            places=len(failed),
+            why=str(next(iter(failed.values()))),
+        )
+        self._short.add(worker)
+        self._spawn(self._try_again(worker))
 
     async def _try_again(self, worker: Worker) -> None:
         pause = FIRST_PAUSE_SECONDS
-        failed = True
-        while failed:
-            await self._pause(pause)
-            if self._over.is_set() or self._active.get(worker.number) is not worker:
-                return
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            missing = self._wanted.keys() - worker.places
-            failed = bool(await self._tell_all(worker, missing))
+        try:
+            while missing := self._missing(worker):
+                await self._pause(pause)
+                if self._over.is_set() or self._active.get(worker.number) is not worker:
+                    return
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                await self._tell_all(worker, missing)
+            log.info("a worker listens everywhere again", number=worker.number)
+        finally:
+            self._short.discard(worker)
+
+    def _missing(self, worker: Worker) -> list[Place]:
+        return lacking(worker.number, self.count, worker.places, self._wanted)
 
     async def _tell_all(
         self, worker: Worker, places: Collection[Place]
@@ -448,15 +468,28 @@ class Workers:
                     answer, _ = await worker.ask(self._batch(todo), made)
                 except Busy:
                     return failed
+            undone = _failed(answer)
+            failed |= undone
             for one in todo:
-                if isinstance(one, Listen):
-                    worker.places.add(messages.place_of(one.place))
+                place = messages.place_of(one.place)
+                if isinstance(one, Listen) and place not in undone:
+                    worker.places.add(place)
                 elif isinstance(one, Stop):
-                    worker.places.discard(messages.place_of(one.place))
-            if isinstance(answer, Done):
-                for place, why in answer.failed:
-                    failed[messages.place_of(place)] = Rejected(f"listen {place}", why)
+                    worker.places.discard(place)
         return failed
+
+
+def _failed(answer: Answer) -> dict[Place, DataplaneError]:
+    """Return what a worker could not do, each with the reason; Busy where it may be able soon."""
+    found: dict[Place, DataplaneError] = {}
+    if isinstance(answer, Done):
+        for wire, why in answer.failed:
+            place = messages.place_of(wire)
+            found[place] = Rejected(f"listen {place}", why)
+        for wire, why in answer.short:
+            place = messages.place_of(wire)
+            found[place] = Busy(f"listen {place}: {why}")
+    return found
 
 
 def _listen(
@@ -464,6 +497,7 @@ def _listen(
 ) -> tuple[list[socket.socket], dict[Place, DataplaneError]]:
     """Return a listener for each operation that needs one, and the places that have none."""
     made: list[socket.socket] = []
+    refused: dict[Place, DataplaneError] = {}
     errors: dict[Place, str] = {}
     for one in operations:
         if not isinstance(one, Listen):
@@ -472,10 +506,17 @@ def _listen(
         try:
             made.append(listener(place))
         except OSError as error:
-            errors[place] = os.strerror(error.errno or 0)
+            why = os.strerror(error.errno or 0)
+            if error.errno in _SHORT:
+                refused[place] = Busy(f"listen {place}: {why}")
+            else:
+                errors[place] = why
     who = holders(errors) if errors else {}
-    refused: dict[Place, DataplaneError] = {
-        place: Rejected(f"listen {place}", f"{why}: {who[place]}" if place in who else why)
-        for place, why in errors.items()
-    }
+    for place, why in errors.items():
+        who_has = f"{why}: {who[place]}" if place in who else why
+        refused[place] = Rejected(f"listen {place}", who_has)
     return made, refused
+
+
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors of this process, or of the node, that pass."""

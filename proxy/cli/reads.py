@@ -106,6 +106,7 @@ def worker_lines(workers: "Sequence[WorkerView]") -> Iterator[str]:
     for number, one in enumerate(workers[:MOST_WORKERS]):
         said = f"{one.number}: pid {one.pid}, up {_lasting(one.up_seconds)}, "
         said += f"{one.listeners} listeners, {one.open} open"
+        said += f", cannot listen at {one.missing} places yet" if one.missing else ""
         said += f", {one.restarts} restarts" if one.restarts else ""
         said += ", takes nothing new" if one.retired else ""
         yield f"{'' if number else 'workers':10} {said}"

@@ -218,6 +218,33 @@ async def test_a_worker_that_returns_and_cannot_listen_leaves_the_place_to_the_o
     assert served(await two.reports(), 2) == {place: SERVED}
 
 
+async def test_a_listener_that_there_is_no_descriptor_for_is_given_again(
+    two: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = local(Protocol.TCP), local(Protocol.UDP)
+    assert await two.serve({first: SERVED}, ()) == {}
+    scarce = errno.EMFILE
+
+    def short(wanted: Place) -> socket.socket:
+        if scarce and wanted == second:
+            raise OSError(scarce, os.strerror(scarce))
+        return listener(wanted)
+
+    monkeypatch.setattr(workers, "listener", short)
+    assert await two.serve({second: SERVED}, ()) == {}, "it is not rejected"
+    assert [one.missing for one in (await two.usage(())).workers] == [1, 1]
+    assert await two.serve({}, (second,)) == {}
+    await until(lambda: not two._short)
+    assert await two.serve({second: SERVED}, ()) == {}
+    scarce = 0
+    await until(lambda: not two._short)
+    assert [one.missing for one in (await two.usage(())).workers] == [0, 0]
+    assert served(await two.reports(), 2) == {first: SERVED, second: SERVED}
+    scarce = errno.EADDRINUSE
+    assert await two.serve({}, (second,)) == {}
+    assert (await two.serve({second: SERVED}, ())).keys() == {second}
+
+
 async def test_nobody_comes_back_after_all_were_told_to_end(tmp_path: Path) -> None:
     there = Workers(2, tmp_path / "workers")
     await there.complete()

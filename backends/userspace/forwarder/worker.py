@@ -173,6 +173,7 @@ class Worker:
         """Do all of it; what fails is answered for its place, and harms no other."""
         listeners = iter(given)
         failed: list[tuple[WirePlace, str]] = []
+        short: list[tuple[WirePlace, str]] = []
         ended = 0
         around = self._surroundings
         if batch.surroundings is not None:
@@ -188,9 +189,10 @@ class Worker:
             try:
                 ended += await self._operate(one, listeners)
             except Exception as error:
-                failed.append((one.place, _told_of(error)))
+                whose = short if _is_short(error) else failed
+                whose.append((one.place, _told_of(error)))
         self._share_out()
-        return Done(batch.number, failed, ended)
+        return Done(batch.number, failed, ended, short)
 
     async def _operate(self, one: Operation, given: Iterator[socket.socket]) -> int:
         """Do one operation; return how many connections and sessions it ended.
@@ -201,7 +203,7 @@ class Worker:
         match one:
             case Listen():
                 if (listener := next(given, None)) is None:
-                    raise ValueError(_LOST)
+                    raise OSError(errno.EMFILE, _LOST)
                 try:
                     await self._listen(place, listener, one)
                 except BaseException:
@@ -347,6 +349,11 @@ def _non_blocking(descriptor: int) -> socket.socket:
     made = socket.socket(fileno=descriptor)
     made.setblocking(False)
     return made
+
+
+def _is_short(error: Exception) -> bool:
+    """Return whether an operation failed for want of a descriptor."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def _told_of(error: Exception) -> str:
