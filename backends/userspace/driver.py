@@ -6,7 +6,7 @@ Lives here: the effects of this backend. Must not: know what a program means (co
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,8 +19,8 @@ from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages, probe
 from vipd.backends.userspace.assignment import served
+from vipd.backends.userspace.compile import is_shared
 from vipd.backends.userspace.objects import (
-    ADDRESSES,
     ROUTE_PROTOCOL,
     TABLE,
     Element,
@@ -31,7 +31,7 @@ from vipd.backends.userspace.objects import (
     Value,
 )
 from vipd.backends.userspace.observed import Fixed, Observed, decode
-from vipd.backends.userspace.plan import Operation, Unit, UserspacePlan
+from vipd.backends.userspace.plan import Operation, UserspacePlan
 from vipd.backends.userspace.workers import Workers
 from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
@@ -105,7 +105,7 @@ class UserspaceDriver:
             await self._workers.complete()
             if plan.surroundings is not None:
                 await self._workers.surround(plan.surroundings)
-            rejected = await self._units(plan.prologue, plan.units)
+            rejected = await self._do(plan)
             if self._waiting:
                 await self._remove_idle()
         if self._waiting and (self._sweeping is None or self._sweeping.done()):
@@ -169,31 +169,35 @@ class UserspaceDriver:
 
     # The steps of a commit
 
-    async def _units(
-        self, prologue: Sequence[str], units: Sequence[Unit]
-    ) -> dict[Key, DataplaneError]:
-        """Do all units kind by kind, whatever their number, in the order that plan.py explains."""
-        rejected: dict[Key, DataplaneError] = {
-            unit.key: Rejected(str(unit.key), unit.conflict)
-            for unit in units
-            if unit.conflict and unit.key is not None
-        }
-        operations = [one for unit in units for one in unit.now]
-        for one in operations:
-            if one.verb != "del":
-                self._waiting.pop(one.thing, None)
-        brought = [one for one in operations if one.verb != "del"]
-        gone = [one for one in operations if one.verb == "del"]
-        failed = await self._listen(brought)
-        await self._elements(prologue, brought)
-        failed |= await self._route(brought)
-        if failed:
-            rejected |= await self._take_back(units, failed)
+    async def _do(self, plan: UserspacePlan) -> dict[Key, DataplaneError]:
+        """Do all units kind by kind, whatever their number, in the order that plan.py explains.
+
+        Return who is rejected. Nothing of them is left but what was there before.
+        """
+        brought = _brought(plan.standing())
+        rejected = plan.concerned(await self._listen(brought))
+        standing = _brought(plan.standing(rejected))
+        for one in standing:
+            self._waiting.pop(one.thing, None)
+        await self._elements(plan.prologue, standing)
+        if failed := await self._route(standing):
+            rejected |= plan.concerned(failed)
+        if rejected:
+            stays = set(_brought(plan.standing(rejected)))
+            await self._take_back([one for one in brought if one not in stays])
+            self._waiting |= plan.unneeded(rejected)
+        gone = [one for one in plan.standing(rejected) if one.verb == "del"]
         await self._elements((), gone)
         await self._listen(gone)
-        for unit in units:
-            self._waiting |= {one.thing: one.value for one in unit.later}
-        return rejected
+        for unit in plan.units:
+            if unit.key not in rejected:
+                self._waiting |= {one.thing: one.value for one in unit.later}
+        conflicts = {
+            unit.key: Rejected(str(unit.key), unit.conflict)
+            for unit in plan.units
+            if unit.conflict and unit.key is not None
+        }
+        return {**conflicts, **rejected}
 
     async def _elements(self, prologue: Sequence[str], operations: Iterable[Operation]) -> None:
         groups: dict[tuple[str, Family, str], list[str]] = {}
@@ -235,33 +239,17 @@ class UserspaceDriver:
         failed = await asyncio.to_thread(self._routes.change, list(wanted))
         return {wanted[one]: error for one, error in failed.items()}
 
-    async def _take_back(
-        self, units: Sequence[Unit], failed: Mapping[Thing, DataplaneError]
-    ) -> dict[Key, DataplaneError]:
-        """Return whom the failures concern; what only these have is closed again."""
-        rejected: dict[Key, DataplaneError] = {}
-        unheard: list[Place] = []
-        unserved: list[Operation] = []
-        for unit in units:
-            error = next((failed[one.thing] for one in unit.now if one.thing in failed), None)
-            if error is None or unit.key is None:
-                continue
-            rejected[unit.key] = error
-            unheard += [
-                one.thing
-                for one in unit.now
-                if isinstance(one.thing, Place) and one.verb == "add" and one.thing not in failed
-            ]
-            unserved += [
-                Operation("del", *one[1:])
-                for one in unit.now
-                if isinstance(one.thing, Element)
-                and one.verb == "add"
-                and one.thing.set != ADDRESSES
-            ]
-        await self._workers.serve({}, unheard)
-        await self._elements((), unserved)
-        return rejected
+    async def _take_back(self, brought: Iterable[Operation]) -> None:
+        """Undo what was added for virtual servers that are rejected; shared things wait."""
+        added = [
+            one._replace(verb="del")
+            for one in brought
+            if one.verb == "add" and not is_shared(one.thing)
+        ]
+        await self._listen(added)
+        # Added first: of those who were rejected at once, they never were.
+        elements = [one for one in added if isinstance(one.thing, Element)]
+        await self._elements((), [*(one._replace(verb="add") for one in elements), *elements])
 
     # What waits for its connections
 
@@ -303,3 +291,7 @@ class UserspaceDriver:
 def _address(thing: Thing) -> str:
     """Return the address that a route or its guard is about."""
     return thing.text if isinstance(thing, Element) else str(thing.address)
+
+
+def _brought(operations: Iterable[Operation]) -> list[Operation]:
+    return [one for one in operations if one.verb != "del"]

@@ -9,8 +9,8 @@ listener that goes takes no new connection; the route to its address and the gua
 `later`, until the connections have ended.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from immutables import Map
 from msgspec import Struct
@@ -43,6 +43,8 @@ from vipd.backends.userspace.observed import Fixed, Observed
 from vipd.backends.userspace.rules import commands, fixed
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
+
+ErrorT = TypeVar("ErrorT")
 
 
 class Operation(NamedTuple):
@@ -78,6 +80,13 @@ class Unit(Struct, frozen=True):
         return bool(self.now or self.later or self.conflict)
 
 
+class Needed(NamedTuple):
+    """Something shared, and the virtual servers that need it."""
+
+    value: Value
+    keys: list[Key]
+
+
 class UserspacePlan(Struct, frozen=True):
     """A plan for the driver. `prologue` are nft commands that make the fixed rules."""
 
@@ -85,6 +94,8 @@ class UserspacePlan(Struct, frozen=True):
     units: tuple[Unit, ...] = ()
     surroundings: Surroundings | None = None
     """What the workers are told of the node, where that changes."""
+    needed: Mapping[Thing, Needed] = {}
+    """The shared things that nobody but virtual servers of this plan needs."""
 
     def __bool__(self) -> bool:
         return bool(self.prologue or self.units or self.surroundings is not None)
@@ -112,6 +123,39 @@ class UserspacePlan(Struct, frozen=True):
         """Return the number of operations, and of commands of the prologue."""
         return len(self.prologue) + sum(len(unit.now) + len(unit.later) for unit in self.units)
 
+    def concerned(self, failed: Mapping[Thing, ErrorT]) -> dict[Key, ErrorT]:
+        """Return the virtual servers that cannot be as planned where operations have failed."""
+        found: dict[Key, ErrorT] = {}
+        for unit in self.units:
+            error = next((failed[one.thing] for one in unit.now if one.thing in failed), None)
+            if error is not None and unit.key is not None:
+                found[unit.key] = error
+        for thing, error in failed.items():
+            if thing in self.needed:
+                found |= dict.fromkeys(self.needed[thing].keys, error)
+        return found
+
+    def unneeded(self, rejected: Collection[Key]) -> dict[Thing, Value]:
+        """Return the shared things that nobody needs without the rejected virtual servers."""
+        return {
+            thing: one.value
+            for thing, one in self.needed.items()
+            if all(key in rejected for key in one.keys)
+        }
+
+    def standing(self, rejected: Collection[Key] = ()) -> list[Operation]:
+        """Return what is to be done now, without the rejected virtual servers.
+
+        What one of them would bring for others as well is brought.
+        """
+        unneeded = self.unneeded(rejected) if rejected else {}
+        return [
+            one
+            for unit in self.units
+            for one in unit.now
+            if unit.key not in rejected or (is_shared(one.thing) and one.thing not in unneeded)
+        ]
+
 
 def compile_program(servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
     """Return the program that serves these virtual servers."""
@@ -136,14 +180,17 @@ def plan(observed: Observed | None, wanted: Program) -> tuple[UserspacePlan, Pro
             for one in gone:
                 del held[one]
     units = []
+    needed: dict[Thing, Needed] = {}
     for (key, old, new), why in against(held, wanted, _RULES, lambda new: _conflict(new, seen)):
         why = why or (refusal(wanted, key) if key is not None else "")
         units.append(_unit(key, old, new, why))
+        _need(needed, key, new)
     around = surroundings(wanted.network)
     made = UserspacePlan(
         tuple(prologue),
         tuple(unit for unit in units if unit),
         around if around != seen.surroundings else None,
+        needed,
     )
     return made, wanted
 
@@ -161,6 +208,11 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
     for key in dict.fromkeys((*pairs, *changes.virtual_servers)):
         old, new = pairs.get(key, ({}, {}))
         units.append(_unit(key, old, new, refusal(after, key)))
+    needed: dict[Thing, Needed] = {}
+    for one in differences:
+        # Others need what was there before.
+        new_here = {t: v for t, v in one.new.items() if not programmed.shared.get(t)}
+        _need(needed, one.key, new_here)
     prologue: list[str] = []
     if changes.network is not None:
         for family in Family:
@@ -171,8 +223,17 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
         tuple(prologue),
         tuple(unit for unit in units if unit),
         around if around != surroundings(programmed.network) else None,
+        needed,
     )
     return made, after
+
+
+def _need(needed: dict[Thing, Needed], key: Key | None, new: Mapping[Thing, Value]) -> None:
+    """Note what of the things of a virtual server is shared."""
+    if key is not None:
+        for thing, value in new.items():
+            if is_shared(thing):
+                needed.setdefault(thing, Needed(value, [])).keys.append(key)
 
 
 def _handed_over(

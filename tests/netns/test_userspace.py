@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.netns.cluster import LOCAL, REMOTE, TCP4, Cluster, held, until
+from tests.netns.cluster import LOCAL, REMOTE, TCP4, Cluster, Served, held, until
 
 pytestmark = [pytest.mark.netns, pytest.mark.essential, pytest.mark.modes("userspace")]
 
@@ -91,9 +91,9 @@ def test_workers_have_no_privileges(cluster: Cluster) -> None:
 
 def test_a_port_that_another_program_has_is_named_and_the_others_work(cluster: Cluster) -> None:
     served = cluster.serve(TCP4, LOCAL)
-    address, port = served.on_node()
+    _, port = served.on_node()
     program = (
-        f"import socket\nmade = socket.create_server(({str(address)!r}, {port}))\n"
+        f"import socket\nmade = socket.create_server(('', {port}))\n"
         "print(flush=True)\nmade.accept()"
     )
     other = cluster.lab.popen("node", [sys.executable, "-c", program], stdout=-1)
@@ -103,12 +103,20 @@ def test_a_port_that_another_program_has_is_named_and_the_others_work(cluster: C
         port_of = {**served.port(), "nodePort": port}
         manifest = served.manifest()
         manifest["spec"] |= {"type": "NodePort", "ports": [port_of]}
-        cluster.apply(manifest)
-        until(lambda: cluster.status().rejected, "the conflict is told")
-        (told,) = cluster.status().rejected
-        assert f":{port}" in told
-        assert "pid " in told
+        alike = Served(cluster, TCP4, {"ports": [{**served.port(), "port": port}]})
+        alike._endpoints = [alike.endpoint(LOCAL)]
+        cluster.apply(manifest, alike.manifest(), alike.slice())
+        until(lambda: len(cluster.status().rejected) == 2, "the conflicts are told")
+        for told in cluster.status().rejected:
+            assert f":{port}" in told
+            assert "pid " in told
         assert served.ask("client-1").pod == LOCAL
+        # The address is not the node's for nothing.
+        held = cluster.lab.exec("node", ["ip", "route", "show", "table", "local", "proto", "119"])
+        rules = cluster.lab.exec("node", ["nft", "list", "table", "ip", "vipd-userspace"])
+        for listing in (held.stdout, rules.stdout):
+            assert str(served.address) in listing
+            assert str(alike.address) not in listing
     finally:
         other.kill()
         other.communicate()
