@@ -16,6 +16,7 @@ from vipd.backends.local_routes import LocalRoutes, Wanted
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.sysctl import Setting, Sysctls
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages, probe
 from vipd.backends.userspace.assignment import served
@@ -41,6 +42,11 @@ from vipd.proxy.virtualserver import Endpoint, Key, VirtualServer
 ELEMENTS_AT_ONCE = 10_000
 SHORTEST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 0.5, 10.0
 """Between two looks at whether what waits may go."""
+MIGRATION = Setting(
+    "net/ipv4/tcp_migrate_req",
+    "1",
+    "connections that wait for a worker that ends go to another one (Linux 5.14, IPv6 too)",
+)
 _DEFAULT = DataplaneSettings()
 
 log = structlog.get_logger()
@@ -49,7 +55,8 @@ log = structlog.get_logger()
 class UserspaceDriver:
     """Workers and rules of this process's network namespace.
 
-    `state` is the folder under which the workers' control sockets are.
+    `state` is the folder under which the workers' control sockets and the record of the changed
+    sysctl are.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class UserspaceDriver:
         self._workers = Workers(
             settings.userspace.workers or len(os.sched_getaffinity(0)), state / "workers"
         )
+        self._sysctls = Sysctls(state / "sysctls-userspace.json")
         self._waiting: dict[Thing, Value] = {}
         self._order = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -102,6 +110,8 @@ class UserspaceDriver:
     async def commit(self, plan: UserspacePlan) -> Committed:
         """Do the plan. A virtual server that is rejected does not keep the others out."""
         async with self._order:
+            # Where it cannot be written, those that wait are reset, as with any other server.
+            self._sysctls.apply([MIGRATION])
             await self._workers.complete()
             if plan.surroundings is not None:
                 await self._workers.surround(plan.surroundings)
@@ -143,6 +153,7 @@ class UserspaceDriver:
         """Return what `teardown` would remove, in its words. Changes nothing."""
         words = [f"table {word} {TABLE}" for word in await self._tables()]
         words += [f"local route {one}" for one in await self._addresses()]
+        words += self._sysctls.changed()
         await self._workers.find()
         return [*words, *(["workers"] if self._workers.is_running else [])]
 
@@ -161,6 +172,7 @@ class UserspaceDriver:
             tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
             if tables:
                 await self._nft.run(["-f", "-"], "".join(tables))
+            self._sysctls.restore()
             return words
 
     async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:

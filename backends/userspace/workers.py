@@ -131,11 +131,9 @@ class Workers:
         """Start the workers that are missing, and replace those of another version or number."""
         await self.find()
         self._over.clear()
-        for number, worker in list(self._active.items()):
-            if number >= self.count:
-                del self._active[number]
-                await self._retire(worker)
-            elif worker.version != VERSION:
+        surplus = [one for one in self._active.values() if one.number >= self.count]
+        for worker in list(self._active.values()):
+            if worker.version != VERSION and worker not in surplus:
                 await self._replace(worker)
         there = self._active.keys() | self._returning
         missing = [one for one in range(self.count) if one not in there]
@@ -146,8 +144,22 @@ class Workers:
                     raise error  # the next attempt finds those that did start
             for number in missing:
                 await self._catch_up(number)
+        if missing or surplus:
+            await self._share_anew(surplus)
         if self._watching is None:
             self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _share_anew(self, surplus: Collection[Worker]) -> None:
+        """Give every worker what is its own by their number now; then let the surplus go.
+
+        Until a worker is told to stop it listens on, so no place is without a listener.
+        """
+        for worker in list(self._active.values()):
+            if worker not in surplus:
+                self._give_again(worker, await self._tell_all(worker, self._missing(worker)))
+        for worker in surplus:
+            if self._active.pop(worker.number, None) is not None:
+                await self._retire(worker)
 
     @property
     def is_running(self) -> bool:
@@ -231,8 +243,17 @@ class Workers:
     async def reports(self) -> list[Told]:
         """Return what each worker says of itself."""
         await self.find()
-        answers = [(await worker.ask(Tell()))[0] for worker in self._all()]
-        return [one for one in answers if isinstance(one, Told)]
+        found = []
+        for worker in self._all():
+            try:
+                answer, _ = await worker.ask(Tell())
+            except Busy:
+                if not worker.retired:
+                    raise
+                continue  # it has ended, as it should
+            if isinstance(answer, Told):
+                found.append(answer)
+        return found
 
     async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
         """Return what the workers have counted, at the places of these virtual servers (Counting).
@@ -344,7 +365,7 @@ class Workers:
             del self._active[worker.number]
         if not self.is_running:
             self._nobody.set()
-        if self._over.is_set() or not was_active:
+        if self._over.is_set() or not was_active or worker.number >= self.count:
             return
         self._ended[worker.number] += 1
         log.error("a worker has ended; it is started again", number=worker.number, pid=worker.pid)

@@ -25,6 +25,7 @@ from tests.netns.cluster import (
 from tests.netns.processes import (
     bound_descriptors,
     descriptors_at_most,
+    is_stopped,
     listening,
     sockets,
     workers,
@@ -281,6 +282,26 @@ def test_a_listener_that_is_lost_on_its_way_is_given_again(
     served.endpoints(REMOTE)
     assert set(served.pods("client-1")) == {REMOTE}
     assert workers(cluster) == there
+
+
+def test_who_waits_to_be_accepted_by_a_worker_that_dies_is_served_by_another(
+    cluster: Cluster, ask: Ask
+) -> None:
+    migrates = ["sysctl", "-n", "net.ipv4.tcp_migrate_req"]
+    if cluster.lab.exec("node", migrates).returncode:
+        pytest.skip("Linux before 5.14 resets them")
+    served = cluster.serve(TCP4, LOCAL)
+    dies = min(workers(cluster))
+    os.kill(dies, signal.SIGSTOP)
+    until(lambda: is_stopped(dies), "it accepts nobody")
+    clients = ask(served, Short.MANY)
+    until(lambda: clients.look() and len(clients.answered) > Short.MANY // 4, "others are served")
+    os.kill(dies, signal.SIGKILL)
+    until(lambda: not clients.look(), "everybody has an answer")
+    assert clients.broken == []
+    cluster.stop()
+    cluster.cli("cleanup", "--mode", "userspace", "--socket", cluster.socket)
+    assert cluster.lab.exec("node", migrates).stdout == "0\n", "as it was"
 
 
 FEW = 240
