@@ -1,8 +1,8 @@
 """The workers of a node: how many, which of them listens where, and what becomes of one that ends.
 
-Lives here: the supervision, and the exchanges with each worker. Must not: decide which worker
-listens where (assignment.py), know virtual servers (compile.py) or how bytes are forwarded
-(forwarder/).
+Lives here: the supervision, and what is wanted of all. Must not: decide which worker listens where
+(assignment.py), tell one worker what it is to do (telling.py), know virtual servers (compile.py) or
+how bytes are forwarded (forwarder/).
 
 Workers outlive the daemon: a new one finds them by their control sockets and takes over what they
 serve. One of another version is replaced: its successor gets its listeners, open, so no connection
@@ -11,9 +11,6 @@ is refused, and it ends when its own connections have.
 
 import asyncio
 import contextlib
-import errno
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
@@ -22,31 +19,20 @@ from pathlib import Path
 import structlog
 
 from vipd.backends.usage import Usage
-from vipd.backends.userspace import messages
-from vipd.backends.userspace.assignment import Operation, batches, changes, lacking, stops
-from vipd.backends.userspace.listeners import holders, listener
+from vipd.backends.userspace import asking, messages
+from vipd.backends.userspace.assignment import changes, lacking, stops
 from vipd.backends.userspace.messages import (
-    MOST_LISTENERS,
-    Answer,
-    Batch,
     Count,
-    Counted,
-    Cut,
-    Done,
-    HandedOver,
-    HandOver,
-    Listen,
     Pause,
     Quit,
     Retire,
-    Stop,
-    Tell,
     Told,
 )
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
+from vipd.backends.userspace.telling import Telling
 from vipd.backends.userspace.usage import places, usage
 from vipd.backends.userspace.worker import Worker, end_silent
-from vipd.proxy.errors import Busy, DataplaneError, Rejected
+from vipd.proxy.errors import Busy, DataplaneError
 from vipd.proxy.version import VERSION
 from vipd.proxy.virtualserver import Endpoint, VirtualServer
 
@@ -58,9 +44,6 @@ QUIT_SECONDS = 10.0
 
 LOOK_SECONDS = 5.0
 """Between two looks at whether workers still answer."""
-AT_ONCE = 2
-"""Workers that are given listeners side by side: each takes MOST_LISTENERS descriptors here, and
-the soft limit of a process is often 1,024."""
 
 log = structlog.get_logger()
 
@@ -74,15 +57,13 @@ class Workers:
         self._active: dict[int, Worker] = {}
         self._retired: list[Worker] = []
         self._wanted: dict[Place, Forwarding] = {}
-        self._surroundings = Surroundings()
-        self._batches = 0
+        self._telling = Telling()
         self._found = False
         self._watching: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         """Set while no worker is to be started, nor told what is wanted."""
         self._order = asyncio.Lock()
         """Held while workers are told: the last that they are told is the last that was wanted."""
-        self._making = asyncio.Semaphore(AT_ONCE)
         self._nobody = asyncio.Event()
         """Set as soon as the last process is gone."""
         self._started: dict[int, float] = {}
@@ -121,7 +102,7 @@ class Workers:
             else:
                 self._active[worker.number] = worker
         for worker in self._active.values():
-            self._surroundings = messages.surroundings_of(worker.told.surroundings)
+            self._telling.surroundings = messages.surroundings_of(worker.told.surroundings)
             for one in worker.told.places:
                 self._wanted[messages.place_of(one.place)] = messages.forwarding_of(one.forwarding)
         for worker in old:
@@ -193,7 +174,7 @@ class Workers:
             for worker in self._active.values()
         }
         failed: dict[Place, DataplaneError] = {}
-        answers = await asyncio.gather(*(self._do(one, todo) for one, todo in told.items()))
+        answers = await asyncio.gather(*(self._telling.do(one, todo) for one, todo in told.items()))
         for worker, found in zip(told, answers, strict=True):
             short = {place: why for place, why in found.items() if isinstance(why, Busy)}
             self._give_again(worker, short)
@@ -202,58 +183,26 @@ class Workers:
             for place in failed:
                 self._wanted.pop(place, None)
             await asyncio.gather(
-                *(self._do(one, stops(one.places, failed)) for one in self._active.values())
+                *(self._telling.do(one, stops(one.places, failed)) for one in self._active.values())
             )
         return failed
 
     async def surround(self, surroundings: Surroundings) -> None:
         """Tell the workers what they have to know of the node."""
-        self._surroundings = surroundings
-        asked = (one.ask(self._batch([])) for one in self._active.values())
-        for error in await asyncio.gather(*asked, return_exceptions=True):
-            # One that ended is told as it comes back.
-            if isinstance(error, BaseException) and not isinstance(error, DataplaneError):
-                raise error
+        await self._telling.surround(surroundings, self._active.values())
 
     async def cut(self, departed: Iterable[tuple[Place, Endpoint]]) -> int:
         """End what is open to endpoints; return how many connections and sessions."""
-        todo: list[Operation] = [
-            Cut(messages.wire_place(place), messages.wire_endpoint(one)) for place, one in departed
-        ]
-        ended = 0
-        for worker in self._all():
-            with contextlib.suppress(DataplaneError):  # it ended, and what was open with it
-                for part in batches(todo):
-                    answer, _ = await worker.ask(self._batch(part))
-                    ended += answer.cut if isinstance(answer, Done) else 0
-        return ended
+        return await self._telling.cut(departed, self._all())
 
     async def open(self) -> Counter[Place]:
         """Return how many connections and sessions are open at each place, over all workers."""
-        found: Counter[Place] = Counter()
-        for worker in self._all():
-            try:
-                answer, _ = await worker.ask(Count())
-            except DataplaneError:
-                continue  # it ended, and what was open with it
-            if isinstance(answer, Counted):
-                found.update({messages.place_of(place): count for place, count in answer.open})
-        return found
+        return await asking.opened(self._all())
 
     async def reports(self) -> list[Told]:
         """Return what each worker says of itself."""
         await self.find()
-        found = []
-        for worker in self._all():
-            try:
-                answer, _ = await worker.ask(Tell())
-            except Busy:
-                if not worker.retired:
-                    raise
-                continue  # it has ended, as it should
-            if isinstance(answer, Told):
-                found.append(answer)
-        return found
+        return await asking.reports(self._all())
 
     async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
         """Return what the workers have counted, at the places of these virtual servers (Counting).
@@ -263,8 +212,7 @@ class Workers:
         await self.find()
         where = places(servers, self._wanted)
         there = [one for one in self._all() if one.version == VERSION]
-        told = await asyncio.gather(*(one.report(where, client) for one in there))
-        reported = [one for each in told for one in each]
+        reported = await asking.counted(there, where, client)
         missing = {one.number: len(self._missing(one)) for one in self._short}
         return await asyncio.to_thread(usage, where, reported, self._ended.copy(), missing)
 
@@ -334,27 +282,12 @@ class Workers:
         old.retired = True
         self._retired.append(old)
         try:
-            await self._hand_over(old, self._active[number])
+            await self._telling.hand_over(old, self._active[number], self._wanted)
         except DataplaneError as error:
             log.warning("listeners are not handed over", number=number, why=str(error))
         finally:
             await old.tell(Retire())
         await self._catch_up(number)
-
-    async def _hand_over(self, old: Worker, new: Worker) -> None:
-        places = [messages.wire_place(one) for one in old.places if one in self._wanted]
-        for first in range(0, len(places), MOST_LISTENERS):
-            answer, given = await old.ask(HandOver(places[first : first + MOST_LISTENERS]))
-            if not isinstance(answer, HandedOver):
-                continue
-            # Where descriptors were lost on the way, `_catch_up` makes new ones.
-            wires = answer.places[: len(given)]
-            todo: list[Operation] = [
-                Listen(one, messages.wire_forwarding(self._wanted[messages.place_of(one)]))
-                for one in wires
-            ]
-            done, _ = await new.ask(self._batch(todo), given)
-            new.places |= {messages.place_of(one) for one in wires} - _failed(done).keys()
 
     def _lost(self, worker: Worker) -> None:
         """Note that a process is gone; start it again where it should be there."""
@@ -462,82 +395,4 @@ class Workers:
         async with self._order:  # what is wanted may change until it is our turn
             wanted = {one: self._wanted[one] for one in places if one in self._wanted}
             todo = list(changes(worker.number, self.count, worker.places, wanted))
-            return await self._do(worker, todo)
-
-    # What one worker is told
-
-    def _batch(self, operations: list[Operation]) -> Batch:
-        self._batches += 1
-        around = messages.wire_surroundings(self._surroundings)
-        return Batch(self._batches, operations, around)
-
-    async def _do(
-        self, worker: Worker, operations: Iterable[Operation]
-    ) -> dict[Place, DataplaneError]:
-        """Let a worker do operations in order; a worker that ends gets them when it is back."""
-        failed: dict[Place, DataplaneError] = {}
-        for part in batches(list(operations)):
-            async with self._making:
-                made, refused = await asyncio.to_thread(_listen, part)
-                failed |= refused
-                todo = [
-                    one
-                    for one in part
-                    if not isinstance(one, Listen) or messages.place_of(one.place) not in refused
-                ]
-                try:
-                    answer, _ = await worker.ask(self._batch(todo), made)
-                except Busy:
-                    return failed
-            undone = _failed(answer)
-            failed |= undone
-            for one in todo:
-                place = messages.place_of(one.place)
-                if isinstance(one, Listen) and place not in undone:
-                    worker.places.add(place)
-                elif isinstance(one, Stop):
-                    worker.places.discard(place)
-        return failed
-
-
-def _failed(answer: Answer) -> dict[Place, DataplaneError]:
-    """Return what a worker could not do, each with the reason; Busy where it may be able soon."""
-    found: dict[Place, DataplaneError] = {}
-    if isinstance(answer, Done):
-        for wire, why in answer.failed:
-            place = messages.place_of(wire)
-            found[place] = Rejected(f"listen {place}", why)
-        for wire, why in answer.short:
-            place = messages.place_of(wire)
-            found[place] = Busy(f"listen {place}: {why}")
-    return found
-
-
-def _listen(
-    operations: Iterable[Operation],
-) -> tuple[list[socket.socket], dict[Place, DataplaneError]]:
-    """Return a listener for each operation that needs one, and the places that have none."""
-    made: list[socket.socket] = []
-    refused: dict[Place, DataplaneError] = {}
-    errors: dict[Place, str] = {}
-    for one in operations:
-        if not isinstance(one, Listen):
-            continue
-        place = messages.place_of(one.place)
-        try:
-            made.append(listener(place))
-        except OSError as error:
-            why = os.strerror(error.errno or 0)
-            if error.errno in _SHORT:
-                refused[place] = Busy(f"listen {place}: {why}")
-            else:
-                errors[place] = why
-    who = holders(errors) if errors else {}
-    for place, why in errors.items():
-        who_has = f"{why}: {who[place]}" if place in who else why
-        refused[place] = Rejected(f"listen {place}", who_has)
-    return made, refused
-
-
-_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of this process, or of the node, that pass."""
+            return await self._telling.do(worker, todo)

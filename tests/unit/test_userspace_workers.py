@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 
-from vipd.backends.userspace import messages, worker, workers
+from vipd.backends.userspace import messages, telling, worker, workers
 from vipd.backends.userspace.assignment import batches, listeners, served
 from vipd.backends.userspace.listeners import holders, listener
 from vipd.backends.userspace.messages import (
@@ -210,7 +210,7 @@ async def test_a_worker_that_returns_and_cannot_listen_leaves_the_place_to_the_o
             raise OSError(errno.EMFILE, "too many open files")
         return listener(wanted)
 
-    monkeypatch.setattr(workers, "listener", scarce)
+    monkeypatch.setattr(telling, "listener", scarce)
     os.kill(first.pid, signal.SIGKILL)
     await until(lambda: tries >= 2)
     assert place in two._active[1].places
@@ -231,7 +231,7 @@ async def test_a_listener_that_there_is_no_descriptor_for_is_given_again(
             raise OSError(scarce, os.strerror(scarce))
         return listener(wanted)
 
-    monkeypatch.setattr(workers, "listener", short)
+    monkeypatch.setattr(telling, "listener", short)
     assert await two.serve({second: SERVED}, ()) == {}, "it is not rejected"
     assert [one.missing for one in (await two.usage(())).workers] == [1, 1]
     assert await two.serve({}, (second,)) == {}
