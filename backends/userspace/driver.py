@@ -32,7 +32,7 @@ from vipd.backends.userspace.objects import (
     Value,
 )
 from vipd.backends.userspace.observed import Fixed, Observed, decode
-from vipd.backends.userspace.plan import Operation, UserspacePlan
+from vipd.backends.userspace.operations import Operation, UserspacePlan
 from vipd.backends.userspace.workers import Workers
 from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of

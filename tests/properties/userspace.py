@@ -22,7 +22,7 @@ from vipd.backends.userspace.objects import (
     Surroundings,
     Thing,
 )
-from vipd.backends.userspace.plan import Operation, UserspacePlan
+from vipd.backends.userspace.operations import Operation, UserspacePlan
 from vipd.proxy.names import Address, Protocol
 from vipd.proxy.virtualserver import Key
 
