@@ -186,20 +186,24 @@ class UserspaceDriver:
 
         Return who is rejected. Nothing of them is left but what was there before.
         """
-        brought = _brought(plan.standing())
-        rejected = plan.concerned(await self._listen(brought))
-        standing = _brought(plan.standing(rejected))
-        for one in standing:
+        wanted, _ = _parted(plan.standing())
+        rejected = plan.concerned(await self._listen(wanted))
+        brought, gone = _parted(plan.standing(rejected))
+        for one in brought:
             self._waiting.pop(one.thing, None)
-        await self._elements(plan.prologue, standing)
-        if failed := await self._route(standing):
+        # Without a route in between it is one transaction.
+        apart = any(isinstance(one.thing, Route) for one in brought)
+        await self._elements(plan.prologue, brought if apart else [*brought, *gone])
+        if failed := await self._route(brought):
             rejected |= plan.concerned(failed)
+            stays, gone = _parted(plan.standing(rejected))
+            await self._elements((), _undone(brought, stays))
         if rejected:
-            stays = set(_brought(plan.standing(rejected)))
-            await self._take_back([one for one in brought if one not in stays])
+            stays, _ = _parted(plan.standing(rejected))
+            await self._listen(_undone(wanted, stays))
             self._waiting |= plan.unneeded(rejected)
-        gone = [one for one in plan.standing(rejected) if one.verb == "del"]
-        await self._elements((), gone)
+        if apart:
+            await self._elements((), gone)
         await self._listen(gone)
         for unit in plan.units:
             if unit.key not in rejected:
@@ -251,18 +255,6 @@ class UserspaceDriver:
         failed = await asyncio.to_thread(self._routes.change, list(wanted))
         return {wanted[one]: error for one, error in failed.items()}
 
-    async def _take_back(self, brought: Iterable[Operation]) -> None:
-        """Undo what was added for virtual servers that are rejected; shared things wait."""
-        added = [
-            one._replace(verb="del")
-            for one in brought
-            if one.verb == "add" and not is_shared(one.thing)
-        ]
-        await self._listen(added)
-        # Added first: of those who were rejected at once, they never were.
-        elements = [one for one in added if isinstance(one.thing, Element)]
-        await self._elements((), [*(one._replace(verb="add") for one in elements), *elements])
-
     # What waits for its connections
 
     async def _sweep(self) -> None:
@@ -305,5 +297,20 @@ def _address(thing: Thing) -> str:
     return thing.text if isinstance(thing, Element) else str(thing.address)
 
 
-def _brought(operations: Iterable[Operation]) -> list[Operation]:
-    return [one for one in operations if one.verb != "del"]
+def _parted(operations: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:
+    """Return what is brought, and what goes."""
+    brought: list[Operation] = []
+    gone: list[Operation] = []
+    for one in operations:
+        (gone if one.verb == "del" else brought).append(one)
+    return brought, gone
+
+
+def _undone(brought: Iterable[Operation], stays: Iterable[Operation]) -> list[Operation]:
+    """Return what takes back what was added and does not stay; what is shared waits instead."""
+    kept = {one.thing for one in stays}
+    return [
+        one._replace(verb="del")
+        for one in brought
+        if one.verb == "add" and one.thing not in kept and not is_shared(one.thing)
+    ]
