@@ -79,11 +79,14 @@ class Cut(Struct, tag=True, array_like=True):
     endpoint: WireEndpoint
 
 
+Instruction = Listen | Change | Stop | Cut
+
+
 class Batch(Struct, tag=True, array_like=True):
     """Do these in order, and say `Done` with the same number."""
 
     number: int
-    operations: list[Listen | Change | Stop | Cut]
+    instructions: list[Instruction]
     surroundings: WireSurroundings | None = None
 
 

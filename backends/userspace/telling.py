@@ -1,7 +1,7 @@
 """What one worker is told, and what it could not do.
 
-Lives here: operations in batches, with the listeners that they need, and the listeners that go from
-one worker to another. Must not: decide what is wanted, or of which worker (workers.py).
+Lives here: instructions in batches, with the listeners that they need, and the listeners that go
+from one worker to another. Must not: decide what is wanted, or of which worker (workers.py).
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from vipd.backends.userspace import messages
-from vipd.backends.userspace.assignment import Operation, batches
+from vipd.backends.userspace.assignment import batches
 from vipd.backends.userspace.listeners import holders, listener
 from vipd.backends.userspace.messages import (
     MOST_LISTENERS,
@@ -22,6 +22,7 @@ from vipd.backends.userspace.messages import (
     Done,
     HandedOver,
     HandOver,
+    Instruction,
     Listen,
     Stop,
 )
@@ -44,11 +45,11 @@ class Telling:
         self._making = asyncio.Semaphore(AT_ONCE)
 
     async def do(
-        self, worker: Worker, operations: Iterable[Operation]
+        self, worker: Worker, instructions: Iterable[Instruction]
     ) -> dict[Place, DataplaneError]:
-        """Let a worker do operations in order; a worker that ends gets them when it is back."""
+        """Let a worker do instructions in order; a worker that ends gets them when it is back."""
         failed: dict[Place, DataplaneError] = {}
-        for part in batches(list(operations)):
+        for part in batches(list(instructions)):
             async with self._making:
                 made, refused = await asyncio.to_thread(_listen, part)
                 failed |= refused
@@ -91,7 +92,7 @@ class Telling:
             if not isinstance(answer, HandedOver):
                 continue
             wires = answer.places[: len(given)]
-            todo: list[Operation] = [
+            todo: list[Instruction] = [
                 Listen(one, messages.wire_forwarding(wanted[messages.place_of(one)]))
                 for one in wires
             ]
@@ -102,7 +103,7 @@ class Telling:
         self, departed: Iterable[tuple[Place, Endpoint]], workers: Iterable[Worker]
     ) -> int:
         """End what is open to endpoints; return how many connections and sessions."""
-        todo: list[Operation] = [
+        todo: list[Instruction] = [
             Cut(messages.wire_place(place), messages.wire_endpoint(one)) for place, one in departed
         ]
         ended = 0
@@ -113,10 +114,10 @@ class Telling:
                     ended += answer.cut if isinstance(answer, Done) else 0
         return ended
 
-    def _batch(self, operations: list[Operation]) -> Batch:
+    def _batch(self, instructions: list[Instruction]) -> Batch:
         self._batches += 1
         around = messages.wire_surroundings(self.surroundings)
-        return Batch(self._batches, operations, around)
+        return Batch(self._batches, instructions, around)
 
 
 def _failed(answer: Answer) -> dict[Place, DataplaneError]:
@@ -133,13 +134,13 @@ def _failed(answer: Answer) -> dict[Place, DataplaneError]:
 
 
 def _listen(
-    operations: Iterable[Operation],
+    instructions: Iterable[Instruction],
 ) -> tuple[list[socket.socket], dict[Place, DataplaneError]]:
-    """Return a listener for each operation that needs one, and the places that have none."""
+    """Return a listener for each instruction that needs one, and the places that have none."""
     made: list[socket.socket] = []
     refused: dict[Place, DataplaneError] = {}
     errors: dict[Place, str] = {}
-    for one in operations:
+    for one in instructions:
         if not isinstance(one, Listen):
             continue
         place = messages.place_of(one.place)
@@ -153,8 +154,9 @@ def _listen(
                 errors[place] = why
     who = holders(errors) if errors else {}
     for place, why in errors.items():
-        who_has = f"{why}: {who[place]}" if place in who else why
-        refused[place] = Rejected(f"listen {place}", who_has)
+        refused[place] = Rejected(
+            f"listen {place}", f"{why}: {who[place]}" if place in who else why
+        )
     return made, refused
 
 

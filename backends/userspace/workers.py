@@ -71,8 +71,9 @@ class Workers:
         self._returning: set[int] = set()
         """Numbers of workers that ended and are being started again."""
         self._short: set[Worker] = set()
-        """Those that are given listeners again."""
+        """Those that lack listeners, which they are given again."""
         self._restarts: set[asyncio.Task[None]] = set()
+        """Of workers, and of attempts to give them listeners."""
         self._ended: Counter[int] = Counter()
         """How often each number was started again."""
 
@@ -349,7 +350,8 @@ class Workers:
                     log.warning("worker is not there yet", number=number, why=str(error))
         finally:
             self._returning.discard(number)
-        await self._catch_up(number)
+        with contextlib.suppress(DataplaneError):  # it is killed again, and comes back
+            await self._catch_up(number)
 
     async def _catch_up(self, number: int) -> None:
         """Let a worker serve all that is wanted now; what it cannot have yet is tried again.
@@ -381,7 +383,8 @@ class Workers:
                 if self._over.is_set() or self._active.get(worker.number) is not worker:
                     return
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                await self._tell_all(worker, missing)
+                with contextlib.suppress(DataplaneError):  # a deaf one is killed, and comes back
+                    await self._tell_all(worker, missing)
             log.info("a worker listens everywhere again", number=worker.number)
         finally:
             self._short.discard(worker)
