@@ -9,7 +9,7 @@ listener that goes takes no new connection; the route to its address and the gua
 `later`, until the connections have ended.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from immutables import Map
 
@@ -90,9 +90,7 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
         units.append(_unit(key, old, new, refusal(after, key)))
     needed: dict[Thing, Needed] = {}
     for one in differences:
-        # Others need what was there before.
-        new_here = {t: v for t, v in one.new.items() if not programmed.shared.get(t)}
-        _need(needed, one.key, new_here)
+        _need(needed, one.key, one.new, programmed.shared)  # others need what was there before
     prologue: list[str] = []
     if changes.network is not None:
         for family in Family:
@@ -108,11 +106,16 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
     return made, after
 
 
-def _need(needed: dict[Thing, Needed], key: Key | None, new: Mapping[Thing, Value]) -> None:
-    """Note what of the things of a virtual server is shared."""
+def _need(
+    needed: dict[Thing, Needed],
+    key: Key | None,
+    new: Mapping[Thing, Value],
+    before: Container[object] = (),
+) -> None:
+    """Note what of the things of a virtual server is shared, and was not there before."""
     if key is not None:
         for thing, value in new.items():
-            if is_shared(thing):
+            if is_shared(thing) and thing not in before:
                 needed.setdefault(thing, Needed(value, [])).keys.append(key)
 
 
