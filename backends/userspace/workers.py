@@ -21,13 +21,7 @@ import structlog
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import asking, messages
 from vipd.backends.userspace.assignment import changes, lacking, stops
-from vipd.backends.userspace.messages import (
-    Count,
-    Pause,
-    Quit,
-    Retire,
-    Told,
-)
+from vipd.backends.userspace.messages import Count, Pause, Quit, Retire, Told
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
 from vipd.backends.userspace.telling import Telling
 from vipd.backends.userspace.usage import places, usage
