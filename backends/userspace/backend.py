@@ -6,16 +6,17 @@ Lives here: nothing but the binding to backends/protocol.py, and what the mode d
 from collections.abc import Iterable, Sequence
 
 from vipd.backends.protocol import Capabilities, Difference, Packet, Serving, Step
-from vipd.backends.userspace.compile import Program, serving
+from vipd.backends.userspace.compile import serving
 from vipd.backends.userspace.observed import Observed, dump, load
+from vipd.backends.userspace.operations import UserspacePlan
 from vipd.backends.userspace.plan import (
-    UserspacePlan,
     compile_program,
     expected,
     plan,
     plan_changes,
     without,
 )
+from vipd.backends.userspace.program import Program
 from vipd.backends.userspace.trace import trace
 from vipd.proxy.names import Protocol
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer

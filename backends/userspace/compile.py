@@ -1,19 +1,13 @@
 """From virtual servers to what userspace mode keeps: places, elements of sets, local routes.
 
-Lives here: the program and the pure function from one virtual server to its things. Must not:
-compare programs (plan.py) or know the fixed rules (rules.py).
+Lives here: the pure function from one virtual server to its things. Must not: compare programs
+(plan.py) or know the fixed rules (rules.py).
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
-from immutables import Map, MapMutation
-from msgspec import structs
-
-from vipd.backends import answering
 from vipd.backends.answering import answered, source, with_address
 from vipd.backends.protocol import Serving
-from vipd.backends.things import Entries
 from vipd.backends.userspace.objects import (
     ADDRESSES,
     ALLOWED,
@@ -30,6 +24,7 @@ from vipd.backends.userspace.objects import (
     Thing,
     Value,
 )
+from vipd.backends.userspace.program import Program, everyone
 from vipd.proxy.names import Address, Protocol
 from vipd.proxy.virtualserver import (
     Endpoint,
@@ -39,68 +34,6 @@ from vipd.proxy.virtualserver import (
     Use,
     VirtualServer,
 )
-
-Target = tuple[Address, Protocol, int]
-"""Where an endpoint is."""
-KT = TypeVar("KT", bound=Hashable)
-
-
-class Program(Entries, frozen=True):
-    """What should be there. Immutable: a change shares the rest.
-
-    Shared are the route to an address and its guard.
-    """
-
-    targets: Map[Target, int] = Map()
-    """How many virtual servers have an endpoint there: whether anything depends on a place of this
-    node that comes or goes."""
-    addresses: Map[Address, int] = Map()
-    """How many virtual servers have each address."""
-
-
-def indexed(
-    program: Program, gone: Iterable[VirtualServer], new: Iterable[VirtualServer]
-) -> Program:
-    """Return the program with its `targets` and `addresses` without `gone` and with `new`."""
-    targets, addresses = program.targets.mutate(), program.addresses.mutate()
-    for servers, step in ((gone, -1), (new, +1)):
-        for server in servers:
-            key = server.key
-            for one in _everyone(server):
-                _count(targets, (one.address, key.protocol, one.port), step)
-            if key.address is not None:
-                _count(addresses, key.address, step)
-    return structs.replace(program, targets=targets.finish(), addresses=addresses.finish())
-
-
-def _count(counts: MapMutation[KT, int], what: KT, step: int) -> None:
-    count = counts.get(what, 0) + step
-    if count:
-        counts[what] = count
-    else:
-        del counts[what]
-
-
-def beside(program: Program, key: Key) -> list[Key]:
-    """Return the keys whose things change when `key` comes or goes.
-
-    These are the same port of the node, and whoever has an endpoint at a place of the key; hardly
-    anybody has, so that it need not be known who.
-    """
-    found = answering.beside(program, key)
-    places = {
-        (address, key.protocol, key.port)
-        for address in answered(key, program.network)
-        if (address, key.protocol, key.port) in program.targets
-    }
-    if places:
-        found += [
-            server.key
-            for server in program.entries.values()
-            if server.key.protocol is key.protocol
-            and any((one.address, key.protocol, one.port) in places for one in _everyone(server))
-        ]
-    return found
 
 
 def things(program: Program, key: Key) -> dict[Thing, Value]:
@@ -115,7 +48,7 @@ def things(program: Program, key: Key) -> dict[Thing, Value]:
         return {}
     made: dict[Thing, Value] = {}
     inside, outside = endpoints(server)
-    if any(_is_here(program, server, one) for one in _everyone(server)):
+    if any(_is_here(program, server, one) for one in everyone(server)):
         inside, outside = (
             tuple(one for one in some if not _is_here(program, server, one))
             for some in (inside, outside)
@@ -145,20 +78,20 @@ def serving(program: Program, key: Key) -> Serving | None:
     server = program.entries.get(key)
     if server is None:
         return None
-    everyone = tuple(dict.fromkeys(_everyone(server)))
-    here = [one for one in everyone if _is_here(program, server, one)]
+    endpoints = tuple(dict.fromkeys(everyone(server)))
+    here = [one for one in endpoints if _is_here(program, server, one)]
     return Serving(
         refusal=refusal(program, key),
         served=not _never(key),
         passed_over=tuple(
             (one, "this node serves it itself, and may not ask itself") for one in here
         ),
-        connected=everyone,
+        connected=endpoints,
     )
 
 
 def _wrong_endpoints(program: Program, server: VirtualServer) -> Iterator[str]:
-    found = dict.fromkeys(_everyone(server))
+    found = dict.fromkeys(everyone(server))
     served = [one for one in found if _is_here(program, server, one)]
     if served:
         yield f"left out, as this node serves them itself: {_listed(served)}"
@@ -203,10 +136,6 @@ def _is_here(program: Program, server: VirtualServer, one: Endpoint) -> bool:
         and one.address in answered(with_address(key, None, one.port), program.network)
         and not _needs_interface(one.address)
     )
-
-
-def _everyone(server: VirtualServer) -> tuple[Endpoint, ...]:
-    return (*server.cluster, *server.local) if server.local else server.cluster
 
 
 def is_shared(thing: Thing) -> bool:

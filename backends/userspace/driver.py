@@ -6,7 +6,7 @@ Lives here: the effects of this backend. Must not: know what a program means (co
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,11 +16,12 @@ from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.sysctl import Setting, Sysctls
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages, probe
 from vipd.backends.userspace.assignment import served
+from vipd.backends.userspace.compile import is_shared
 from vipd.backends.userspace.objects import (
-    ADDRESSES,
     ROUTE_PROTOCOL,
     TABLE,
     Element,
@@ -31,7 +32,7 @@ from vipd.backends.userspace.objects import (
     Value,
 )
 from vipd.backends.userspace.observed import Fixed, Observed, decode
-from vipd.backends.userspace.plan import Operation, Unit, UserspacePlan
+from vipd.backends.userspace.operations import Operation, UserspacePlan
 from vipd.backends.userspace.workers import Workers
 from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
@@ -42,6 +43,11 @@ from vipd.proxy.words import counted
 ELEMENTS_AT_ONCE = 10_000
 SHORTEST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 0.5, 10.0
 """Between two looks at whether what waits may go."""
+MIGRATION = Setting(
+    "net/ipv4/tcp_migrate_req",
+    "1",
+    "connections that wait for a worker that ends go to another one (Linux 5.14, IPv6 too)",
+)
 _DEFAULT = DataplaneSettings()
 
 log = structlog.get_logger()
@@ -50,7 +56,8 @@ log = structlog.get_logger()
 class UserspaceDriver:
     """Workers and rules of this process's network namespace.
 
-    `state` is the folder under which the workers' control sockets are.
+    `state` is the folder under which the workers' control sockets and the record of the changed
+    sysctl are.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class UserspaceDriver:
         self._workers = Workers(
             settings.userspace.workers or len(os.sched_getaffinity(0)), self._folder
         )
+        self._sysctls = Sysctls(state / "sysctls-userspace.json")
         self._waiting: dict[Thing, Value] = {}
         self._order = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -104,10 +112,12 @@ class UserspaceDriver:
     async def commit(self, plan: UserspacePlan) -> Committed:
         """Do the plan. A virtual server that is rejected does not keep the others out."""
         async with self._order:
+            # Where it cannot be written, those that wait are reset, as with any other server.
+            self._sysctls.apply([MIGRATION])
             await self._workers.complete()
             if plan.surroundings is not None:
                 await self._workers.surround(plan.surroundings)
-            rejected = await self._units(plan.prologue, plan.units)
+            rejected = await self._do(plan)
             if self._waiting:
                 await self._remove_idle()
         if self._waiting and (self._sweeping is None or self._sweeping.done()):
@@ -145,6 +155,7 @@ class UserspaceDriver:
         """Return what `teardown` would remove, in its words. Changes nothing."""
         words = [f"table {word} {TABLE}" for word in await self._tables()]
         words += [f"local route {one}" for one in await self._addresses()]
+        words += self._sysctls.changed()
         await self._workers.find()
         if running := self._workers.running:
             is_open = (await self._workers.open()).total()
@@ -172,6 +183,7 @@ class UserspaceDriver:
             tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
             if tables:
                 await self._nft.run(["-f", "-"], "".join(tables))
+            self._sysctls.restore()
             return words
 
     async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
@@ -180,31 +192,39 @@ class UserspaceDriver:
 
     # The steps of a commit
 
-    async def _units(
-        self, prologue: Sequence[str], units: Sequence[Unit]
-    ) -> dict[Key, DataplaneError]:
-        """Do all units kind by kind, whatever their number, in the order that plan.py explains."""
-        rejected: dict[Key, DataplaneError] = {
-            unit.key: Rejected("", unit.conflict)
-            for unit in units
+    async def _do(self, plan: UserspacePlan) -> dict[Key, DataplaneError]:
+        """Do all units kind by kind, whatever their number, in the order that plan.py explains.
+
+        Return who is rejected. Nothing of them is left but what was there before.
+        """
+        wanted, _ = _parted(plan.standing())
+        rejected = plan.concerned(await self._listen(wanted))
+        brought, gone = _parted(plan.standing(rejected))
+        for one in brought:
+            self._waiting.pop(one.thing, None)
+        # Without a route in between it is one transaction.
+        apart = any(isinstance(one.thing, Route) for one in brought)
+        await self._elements(plan.prologue, brought if apart else [*brought, *gone])
+        if failed := await self._route(brought):
+            rejected |= plan.concerned(failed)
+            stays, gone = _parted(plan.standing(rejected))
+            await self._elements((), _undone(brought, stays))
+        if rejected:
+            stays, _ = _parted(plan.standing(rejected))
+            await self._listen(_undone(wanted, stays))
+            self._waiting |= plan.unneeded(rejected)
+        if apart:
+            await self._elements((), gone)
+        await self._listen(gone)
+        for unit in plan.units:
+            if unit.key not in rejected:
+                self._waiting |= {one.thing: one.value for one in unit.later}
+        conflicts = {
+            unit.key: Rejected(str(unit.key), unit.conflict)
+            for unit in plan.units
             if unit.conflict and unit.key is not None
         }
-        operations = [one for unit in units for one in unit.now]
-        for one in operations:
-            if one.verb != "del":
-                self._waiting.pop(one.thing, None)
-        brought = [one for one in operations if one.verb != "del"]
-        gone = [one for one in operations if one.verb == "del"]
-        failed = await self._listen(brought)
-        await self._elements(prologue, brought)
-        failed |= await self._route(brought)
-        if failed:
-            rejected |= await self._take_back(units, failed)
-        await self._elements((), gone)
-        await self._listen(gone)
-        for unit in units:
-            self._waiting |= {one.thing: one.value for one in unit.later}
-        return rejected
+        return {**conflicts, **rejected}
 
     async def _elements(self, prologue: Sequence[str], operations: Iterable[Operation]) -> None:
         groups: dict[tuple[str, Family, str], list[str]] = {}
@@ -246,34 +266,6 @@ class UserspaceDriver:
         failed = await asyncio.to_thread(self._routes.change, list(wanted))
         return {wanted[one]: error for one, error in failed.items()}
 
-    async def _take_back(
-        self, units: Sequence[Unit], failed: Mapping[Thing, DataplaneError]
-    ) -> dict[Key, DataplaneError]:
-        """Return whom the failures concern; what only these have is closed again."""
-        rejected: dict[Key, DataplaneError] = {}
-        unheard: list[Place] = []
-        unserved: list[Operation] = []
-        for unit in units:
-            error = next((failed[one.thing] for one in unit.now if one.thing in failed), None)
-            if error is None or unit.key is None:
-                continue
-            rejected[unit.key] = error
-            unheard += [
-                one.thing
-                for one in unit.now
-                if isinstance(one.thing, Place) and one.verb == "add" and one.thing not in failed
-            ]
-            unserved += [
-                Operation("del", *one[1:])
-                for one in unit.now
-                if isinstance(one.thing, Element)
-                and one.verb == "add"
-                and one.thing.set != ADDRESSES
-            ]
-        await self._workers.serve({}, unheard)
-        await self._elements((), unserved)
-        return rejected
-
     # What waits for its connections
 
     async def _sweep(self) -> None:
@@ -314,3 +306,22 @@ class UserspaceDriver:
 def _address(thing: Thing) -> str:
     """Return the address that a route or its guard is about."""
     return thing.text if isinstance(thing, Element) else str(thing.address)
+
+
+def _parted(operations: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:
+    """Return what is brought, and what goes."""
+    brought: list[Operation] = []
+    gone: list[Operation] = []
+    for one in operations:
+        (gone if one.verb == "del" else brought).append(one)
+    return brought, gone
+
+
+def _undone(brought: Iterable[Operation], stays: Iterable[Operation]) -> list[Operation]:
+    """Return what takes back what was added and does not stay; what is shared waits instead."""
+    kept = {one.thing for one in stays}
+    return [
+        one._replace(verb="del")
+        for one in brought
+        if one.verb == "add" and one.thing not in kept and not is_shared(one.thing)
+    ]

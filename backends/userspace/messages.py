@@ -79,11 +79,14 @@ class Cut(Struct, tag=True, array_like=True):
     endpoint: WireEndpoint
 
 
+Instruction = Listen | Change | Stop | Cut
+
+
 class Batch(Struct, tag=True, array_like=True):
     """Do these in order, and say `Done` with the same number."""
 
     number: int
-    operations: list[Listen | Change | Stop | Cut]
+    instructions: list[Instruction]
     surroundings: WireSurroundings | None = None
 
 
@@ -141,6 +144,8 @@ class Done(Struct, tag=True, array_like=True):
     failed: list[tuple[WirePlace, str]]
     cut: int = 0
     """How many connections and sessions were ended by it."""
+    short: list[tuple[WirePlace, str]] = []
+    """What failed for want of a descriptor: it may be given again soon."""
 
 
 class ServedPlace(Struct, array_like=True, frozen=True):

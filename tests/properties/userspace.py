@@ -4,7 +4,7 @@ Lives here: what becomes of a packet by these. Must not: know what a program sho
 choose by weight here, which is what their own tests hold them to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 
 from tests.properties import packets
@@ -20,9 +20,11 @@ from vipd.backends.userspace.objects import (
     Place,
     Route,
     Surroundings,
+    Thing,
 )
-from vipd.backends.userspace.plan import Operation, UserspacePlan
+from vipd.backends.userspace.operations import Operation, UserspacePlan
 from vipd.proxy.names import Address, Protocol
+from vipd.proxy.virtualserver import Key
 
 
 class Userspace:
@@ -34,18 +36,25 @@ class Userspace:
         self.places: dict[Place, Forwarding] = {}
         self.surroundings = Surroundings()
 
-    def run(self, plan: UserspacePlan) -> None:
-        """Do a plan as the driver does, with what waits for old connections."""
-        for _ in self.steps(plan):
-            pass
+    def run(self, plan: UserspacePlan, taken: Collection[Thing] = ()) -> set[Key]:
+        """Do a plan as the driver does, with what waits for old connections.
 
-    def steps(self, plan: UserspacePlan) -> Iterator[object]:
+        `taken` is what another program has: places and routes. Return whom that concerns.
+        """
+        new = [one.thing for one in plan.standing() if one.verb == "add"]
+        failed = dict.fromkeys((one for one in new if one in taken), "taken")
+        rejected = set(plan.concerned(failed))
+        for _ in self.steps(plan, rejected):
+            pass
+        return rejected
+
+    def steps(self, plan: UserspacePlan, rejected: Collection[Key] = ()) -> Iterator[object]:
         """Do a plan, and stop wherever packets may come in between."""
         if plan.surroundings is not None:
             self.surroundings = plan.surroundings
             yield plan.surroundings
-        now = [one for unit in plan.units for one in unit.now]
-        later = [one for unit in plan.units for one in unit.later]
+        now = plan.standing(rejected)
+        later = [one for unit in plan.units if unit.key not in rejected for one in unit.later]
         brought = [one for one in now if one.verb != "del"]
         gone = [one for one in now if one.verb == "del"]
         for one in brought:

@@ -35,6 +35,7 @@ from vipd.backends.userspace.messages import (
     Cut,
     Done,
     HandedOver,
+    Instruction,
     Listen,
     PlaceReport,
     Report,
@@ -49,8 +50,6 @@ from vipd.backends.userspace.messages import (
 from vipd.backends.userspace.objects import Place, Surroundings
 from vipd.proxy.names import Protocol
 from vipd.proxy.version import VERSION
-
-Operation = Listen | Change | Stop | Cut
 
 PAUSE_SECONDS = 1.0
 """After an attempt to accept the daemon that failed."""
@@ -173,6 +172,7 @@ class Worker:
         """Do all of it; what fails is answered for its place, and harms no other."""
         listeners = iter(given)
         failed: list[tuple[WirePlace, str]] = []
+        short: list[tuple[WirePlace, str]] = []
         ended = 0
         around = self._surroundings
         if batch.surroundings is not None:
@@ -184,16 +184,17 @@ class Worker:
                     served.change(served.told, self._surroundings)
                 except Exception as error:
                     failed.append((messages.wire_place(place), _told_of(error)))
-        async for one in _in_turns(batch.operations):
+        async for one in _in_turns(batch.instructions):
             try:
-                ended += await self._operate(one, listeners)
+                ended += await self._follow(one, listeners)
             except Exception as error:
-                failed.append((one.place, _told_of(error)))
+                whose = short if _is_short(error) else failed
+                whose.append((one.place, _told_of(error)))
         self._share_out()
-        return Done(batch.number, failed, ended)
+        return Done(batch.number, failed, ended, short)
 
-    async def _operate(self, one: Operation, given: Iterator[socket.socket]) -> int:
-        """Do one operation; return how many connections and sessions it ended.
+    async def _follow(self, one: Instruction, given: Iterator[socket.socket]) -> int:
+        """Do one instruction; return how many connections and sessions it ended.
 
         Raise OSError and ValueError where it cannot be done.
         """
@@ -201,7 +202,7 @@ class Worker:
         match one:
             case Listen():
                 if (listener := next(given, None)) is None:
-                    raise ValueError(_LOST)
+                    raise OSError(errno.EMFILE, _LOST)
                 try:
                     await self._listen(place, listener, one)
                 except BaseException:
@@ -349,12 +350,17 @@ def _non_blocking(descriptor: int) -> socket.socket:
     return made
 
 
+def _is_short(error: Exception) -> bool:
+    """Return whether an instruction failed for want of a descriptor."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 def _told_of(error: Exception) -> str:
-    """Return why an operation failed; what is nobody's but ours is logged as well."""
+    """Return why an instruction failed; what is nobody's but ours is logged as well."""
     if isinstance(error, OSError):
         return error.strerror or repr(error)
     if not isinstance(error, ValueError):
-        log.exception("an operation failed inside")
+        log.exception("an instruction failed inside")
     return str(error)
 
 
