@@ -185,6 +185,25 @@ async def test_one_that_was_silent_before_the_daemon_is_ended_and_replaced(
     await after.quit()
 
 
+async def test_a_silent_one_of_another_network_namespace_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "workers"
+    before = Workers(1, folder)
+    await before.complete()
+    (silent,) = await pids(before)
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(worker, "_is_here", lambda pid: False)
+        monkeypatch.setattr(worker.Worker.find.__func__, "__defaults__", (0.1,))  # type: ignore[attr-defined]
+        assert await Workers(1, folder).reports() == []
+        assert [one.stem for one in folder.iterdir()] == [f"0-{silent}"]
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    assert await pids(before) == {silent}
+    await before.quit()
+
+
 async def test_one_whose_channel_is_lost_is_replaced(two: Workers) -> None:
     first = two._active[0]
     first._channel.close()
