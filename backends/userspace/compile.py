@@ -24,6 +24,7 @@ from vipd.backends.userspace.objects import (
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Surroundings,
     Thing,
@@ -33,6 +34,7 @@ from vipd.proxy.names import Address, Protocol
 from vipd.proxy.virtualserver import (
     Endpoint,
     Key,
+    Masquerade,
     NodeNetwork,
     Refusal,
     Use,
@@ -47,7 +49,7 @@ KT = TypeVar("KT", bound=Hashable)
 class Program(Entries, frozen=True):
     """What should be there. Immutable: a change shares the rest.
 
-    Shared are the route to an address and its guard.
+    Shared are the route to an address, its guard, and the return path of transparent connections.
     """
 
     targets: Map[Target, int] = Map()
@@ -55,6 +57,8 @@ class Program(Entries, frozen=True):
     node that comes or goes."""
     addresses: Map[Address, int] = Map()
     """How many virtual servers have each address."""
+    mark: int = 0
+    """Packet mark of the transparent mode; 0: no endpoint sees its clients' addresses."""
 
 
 def indexed(
@@ -119,13 +123,33 @@ def things(program: Program, key: Key) -> dict[Thing, Value]:
             tuple(one for one in some if not _is_here(program, server, one))
             for some in (inside, outside)
         )
+    transparent = _transparent(program, server, inside, outside) if program.mark else ()
     for address in answered(key, program.network):
         if key.address is None and (
             with_address(key, address) in program.entries or _needs_interface(address)
         ):
             continue
-        made |= _things_at(server, address, program.network, inside, outside)
+        if transparent:  # first: no answer may be lost
+            made[ReturnPath(key.family)] = hex(program.mark)
+        made |= _things_at(server, address, program.network, inside, outside, transparent)
     return made
+
+
+def _transparent(
+    program: Program,
+    server: VirtualServer,
+    inside: tuple[Endpoint, ...],
+    outside: tuple[Endpoint, ...],
+) -> tuple[Address, ...]:
+    """Return the endpoints that see their clients' addresses: those whose answers come by here.
+
+    So only pods of this node. What has an address of the node itself answers without passing it.
+    """
+    if server.masquerade is Masquerade.ALWAYS:
+        return ()
+    own = program.network.own_addresses
+    found = {one.address for one in (*inside, *outside) if one.local and one.address not in own}
+    return tuple(sorted(found, key=int))
 
 
 def refusal(program: Program, key: Key) -> str:
@@ -190,7 +214,9 @@ def _everyone(server: VirtualServer) -> tuple[Endpoint, ...]:
 
 def is_shared(thing: Thing) -> bool:
     """Return whether several virtual servers can need the thing."""
-    return isinstance(thing, Route) or (isinstance(thing, Element) and thing.set == ADDRESSES)
+    if isinstance(thing, Element):
+        return thing.set == ADDRESSES
+    return isinstance(thing, Route | ReturnPath)
 
 
 def _needs_interface(address: Address) -> bool:
@@ -210,13 +236,14 @@ def _things_at(
     network: NodeNetwork,
     inside: tuple[Endpoint, ...],
     outside: tuple[Endpoint, ...],
+    transparent: tuple[Address, ...],
 ) -> dict[Thing, Value]:
     key = server.key
     place = Place(key.family, key.protocol, address, key.port)
     own = key.address is None or address in network.own_addresses
     made: dict[Thing, Value] = {}
     if inside or outside:
-        made[place] = forwarding(server, inside, outside)
+        made[place] = forwarding(server, inside, outside, transparent)
     made |= dict.fromkeys(_elements(server, place, inside, outside), "")
     if not own:
         made[Element(key.family, ADDRESSES, str(address))] = ""
@@ -237,7 +264,10 @@ def endpoints(server: VirtualServer) -> tuple[tuple[Endpoint, ...], tuple[Endpoi
 
 
 def forwarding(
-    server: VirtualServer, inside: tuple[Endpoint, ...], outside: tuple[Endpoint, ...]
+    server: VirtualServer,
+    inside: tuple[Endpoint, ...],
+    outside: tuple[Endpoint, ...],
+    transparent: tuple[Address, ...] = (),
 ) -> Forwarding:
     """Return how workers serve the places of a virtual server."""
     bare_inside = _bare(inside)
@@ -250,6 +280,8 @@ def forwarding(
         allowed_sources=server.allowed_sources,
         sets_aside=not server.keeps_failing,
         proxy_protocol=server.proxy_protocol,
+        transparent=transparent,
+        transparent_for_pods=bool(transparent) and server.masquerade is Masquerade.OFF_CLUSTER,
     )
 
 

@@ -19,6 +19,7 @@ from vipd.backends import things as shared
 from vipd.backends.local_routes import Verb, Wanted, told
 from vipd.backends.nftables.objects import elements_command
 from vipd.backends.things import Difference, Rules, against, changed, counted
+from vipd.backends.userspace import return_path
 from vipd.backends.userspace.compile import (
     Program,
     beside,
@@ -34,6 +35,7 @@ from vipd.backends.userspace.objects import (
     TABLE,
     Element,
     Place,
+    ReturnPath,
     Route,
     Surroundings,
     Thing,
@@ -59,6 +61,8 @@ class Operation(NamedTuple):
         if isinstance(thing, Element):
             verb = "delete" if self.verb == "del" else "add"
             return f"nft {elements_command(verb, thing.family, thing.set, [thing.text], TABLE)}"
+        if isinstance(thing, ReturnPath):
+            return return_path.told(self.verb, thing.family, str(value))
         words = {"add": "listen", "replace": "change", "del": "close"}
         return f"{words[self.verb]} {thing}" + ("" if self.verb == "del" else f": {value}")
 
@@ -113,10 +117,12 @@ class UserspacePlan(Struct, frozen=True):
         return len(self.prologue) + sum(len(unit.now) + len(unit.later) for unit in self.units)
 
 
-def compile_program(servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
-    """Return the program that serves these virtual servers."""
+def compile_program(
+    servers: Iterable[VirtualServer], network: NodeNetwork, mark: int = 0
+) -> Program:
+    """Return the program that serves these virtual servers; `mark` as Program has it."""
     entries = Map({one.key: one for one in servers})
-    program = Program(network, entries, Map())
+    program = Program(network, entries, Map(), mark=mark)
     return counted(indexed(program, (), entries.values()), _RULES)
 
 
