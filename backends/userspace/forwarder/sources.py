@@ -51,12 +51,9 @@ class Sources:
         return _remembered(self._inside, client, self._from_here)
 
     def shows(self, client: str, endpoint: Address) -> bool:
-        """Return whether an endpoint may see the client's address: where the table does not
-        masquerade either, and answers come by here.
-
-        Not where the client is the endpoint, which would take its own answer, nor the node.
-        """
-        if endpoint not in self._transparent or _parsed(client) == endpoint:
+        """Return whether an endpoint may see the client's address: it is one of those, and the
+        table does not masquerade either. Never that of the node itself."""
+        if endpoint not in self._transparent:
             return False
         return _remembered(self._shown, client, self._may_be_shown)
 

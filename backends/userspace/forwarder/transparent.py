@@ -5,8 +5,8 @@ what is done where there can be none. Must not: know policies (sources.py), or c
 
 Answers are addressed to the client, and reach this process because the daemon has the kernel mark
 and deliver them here (return_path.py). That needs them to pass this node as packets that are
-routed: where client and endpoint are behind the same interface, on a bridge, they would go straight
-from one to the other. The client's port is kept where it can be had.
+routed: where client and endpoint are behind the same interface, on a bridge or because they are the
+same pod, they would go straight from one to the other. The client's port is kept where it can be.
 """
 
 import errno
