@@ -41,7 +41,7 @@ class UserspaceSettings(Struct, frozen=True, kw_only=True):
     """Worker processes; 0: one for each processor that this process may use."""
     transparent: bool = False
     """Whether endpoints on this node see their clients' addresses, as in the other modes. Off: it
-    takes CAP_NET_RAW in the workers, a policy rule, and a look at every packet that arrives."""
+    takes CAP_NET_RAW in the workers, a policy rule, and a rule that every arriving packet meets."""
     transparent_bit: int = 12
     """Bit of the packet mark (0-31) that answers to transparent connections get. 12 is none of
     those that kube-proxy, Calico, Cilium, Tailscale or the portmap plugin take by default."""

@@ -13,6 +13,7 @@ from tests.netns.cluster import (
     UDP4,
     UDP6,
     Cluster,
+    Manifest,
     Served,
     until,
 )
@@ -22,6 +23,7 @@ from vipd.proxy.names import Family, parse_address
 
 pytestmark = [pytest.mark.netns, pytest.mark.essential, pytest.mark.modes("userspace")]
 
+OWN_PORT = 7000
 SILENT = "web-3"
 ROUND_ROBIN = {"vipd/algorithm": "round-robin"}
 
@@ -65,6 +67,38 @@ def test_behind_one_interface_answers_do_not_come_by_here(cluster: Cluster) -> N
             cluster.lab.exec("node", ["ip", "route", "del", f"{neighbour}/32"], check=True)
     assert pod == LOCAL
     assert cluster.host_of(parse_address(source.rpartition(":")[0])) == "node"
+
+
+class OwnServer(Served):
+    """A service whose endpoint is the test's own."""
+
+    def slice(self) -> Manifest:
+        port = {"name": "main", "protocol": "TCP", "port": OWN_PORT}
+        return {**super().slice(), "ports": [port]}
+
+
+def test_an_answer_arrives_though_its_connection_was_forgotten(cluster: Cluster) -> None:
+    served = OwnServer(cluster, TCP4, {"annotations": {"vipd/proxy-protocol": "v2"}})
+    cluster.apply(served.manifest())
+    served.endpoints(LOCAL)
+    with (
+        cluster.lab.socket(LOCAL, socket.AF_INET) as listener,
+        cluster.lab.socket("client-1", socket.AF_INET) as client,
+    ):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((str(cluster.lab.node(LOCAL).ipv4), OWN_PORT))
+        listener.listen()
+        for one in (listener, client):
+            one.settimeout(DEADLINE_SECONDS)
+        client.connect((str(served.address), 80))
+        endpoint, source = listener.accept()
+        with endpoint:
+            assert source == client.getsockname()
+            header = endpoint.recv(28, socket.MSG_WAITALL)  # which is sent all the same
+            assert header.startswith(b"\r\n\r\n\0\r\nQUIT\n")
+            cluster.lab.exec("node", ["conntrack", "-F"], check=True)
+            endpoint.sendall(b"first")
+            assert client.recv(100) == b"first"
 
 
 def test_errors_of_an_endpoint_arrive(cluster: Cluster) -> None:
