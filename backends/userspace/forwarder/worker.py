@@ -311,17 +311,13 @@ class Worker:
             async for place, one in _in_turns(list(self._served.items()))
         ]
         around = messages.wire_surroundings(self._surroundings)
-        transparent = self._transparent is not None
-        return Told(
-            VERSION, os.getpid(), self.number, not self._serves, around, places, transparent
-        )
+        shows = self._transparent is not None
+        return Told(VERSION, os.getpid(), self.number, not self._serves, around, places, shows)
 
     def _reported(self, asked: Report) -> Reported:
         now = asyncio.get_running_loop().time()
         counts = self._tcp.connections() | self._udp.sessions()
-        counters = self._tcp.counters.by_name() | self._udp.counters.by_name()
-        if self._transparent is not None:
-            counters |= self._transparent.by_name()
+        shown = self._transparent.by_name() if self._transparent is not None else {}
         places = []
         for place in map(messages.place_of, asked.places):
             if place in self._served or counts.get(place):
@@ -334,7 +330,7 @@ class Worker:
             seconds=now - self._started,
             listeners=len(self._served),
             connections=sum(counts.values()),
-            counters=counters,
+            counters=self._tcp.counters.by_name() | self._udp.counters.by_name() | shown,
             places=places,
         )
 
