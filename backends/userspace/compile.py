@@ -4,7 +4,7 @@ Lives here: the pure function from one virtual server to its things. Must not: c
 (plan.py) or know the fixed rules (rules.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from vipd.backends.answering import answered, source, with_address
 from vipd.backends.protocol import Serving
@@ -19,6 +19,7 @@ from vipd.backends.userspace.objects import (
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Surroundings,
     Thing,
@@ -29,6 +30,7 @@ from vipd.proxy.names import Address, Protocol
 from vipd.proxy.virtualserver import (
     Endpoint,
     Key,
+    Masquerade,
     NodeNetwork,
     Refusal,
     Use,
@@ -53,13 +55,30 @@ def things(program: Program, key: Key) -> dict[Thing, Value]:
             tuple(one for one in some if not _is_here(program, server, one))
             for some in (inside, outside)
         )
+    transparent = _transparent(program, server, (*inside, *outside)) if program.mark else ()
     for address in answered(key, program.network):
         if key.address is None and (
             with_address(key, address) in program.entries or _needs_interface(address)
         ):
             continue
-        made |= _things_at(server, address, program.network, inside, outside)
+        if transparent:  # first: no answer may be lost
+            made[ReturnPath(key.family)] = hex(program.mark)
+        made |= _things_at(server, address, program.network, inside, outside, transparent)
     return made
+
+
+def _transparent(
+    program: Program, server: VirtualServer, endpoints: Iterable[Endpoint]
+) -> tuple[Address, ...]:
+    """Return the endpoints that see their clients' addresses: those whose answers come by here.
+
+    So only pods of this node. What has an address of the node itself answers without passing it.
+    """
+    if server.masquerade is Masquerade.ALWAYS:
+        return ()
+    own = program.network.own_addresses
+    found = {one.address for one in endpoints if one.local and one.address not in own}
+    return tuple(sorted(found, key=int))
 
 
 def refusal(program: Program, key: Key) -> str:
@@ -73,20 +92,22 @@ def refusal(program: Program, key: Key) -> str:
 def serving(program: Program, key: Key) -> Serving | None:
     """Return how a virtual server is served; None where the program does not have it.
 
-    Workers connect to every endpoint, so that it sees an address of the node.
+    Workers connect to every endpoint, so that it sees an address of the node, unless it is one of
+    those that see their clients.
     """
     server = program.entries.get(key)
     if server is None:
         return None
     endpoints = tuple(dict.fromkeys(everyone(server)))
     here = [one for one in endpoints if _is_here(program, server, one)]
+    transparent = _transparent(program, server, endpoints) if program.mark else ()
     return Serving(
         refusal=refusal(program, key),
         served=not _never(key),
         passed_over=tuple(
             (one, "this node serves it itself, and may not ask itself") for one in here
         ),
-        connected=endpoints,
+        connected=tuple(one for one in endpoints if one.address not in transparent),
     )
 
 
@@ -140,7 +161,9 @@ def _is_here(program: Program, server: VirtualServer, one: Endpoint) -> bool:
 
 def is_shared(thing: Thing) -> bool:
     """Return whether several virtual servers can need the thing."""
-    return isinstance(thing, Route) or (isinstance(thing, Element) and thing.set == ADDRESSES)
+    if isinstance(thing, Element):
+        return thing.set == ADDRESSES
+    return isinstance(thing, Route | ReturnPath)
 
 
 def _needs_interface(address: Address) -> bool:
@@ -160,13 +183,14 @@ def _things_at(
     network: NodeNetwork,
     inside: tuple[Endpoint, ...],
     outside: tuple[Endpoint, ...],
+    transparent: tuple[Address, ...],
 ) -> dict[Thing, Value]:
     key = server.key
     place = Place(key.family, key.protocol, address, key.port)
     own = key.address is None or address in network.own_addresses
     made: dict[Thing, Value] = {}
     if inside or outside:
-        made[place] = forwarding(server, inside, outside)
+        made[place] = forwarding(server, inside, outside, transparent)
     made |= dict.fromkeys(_elements(server, place, inside, outside), "")
     if not own:
         made[Element(key.family, ADDRESSES, str(address))] = ""
@@ -187,7 +211,10 @@ def endpoints(server: VirtualServer) -> tuple[tuple[Endpoint, ...], tuple[Endpoi
 
 
 def forwarding(
-    server: VirtualServer, inside: tuple[Endpoint, ...], outside: tuple[Endpoint, ...]
+    server: VirtualServer,
+    inside: tuple[Endpoint, ...],
+    outside: tuple[Endpoint, ...],
+    transparent: tuple[Address, ...] = (),
 ) -> Forwarding:
     """Return how workers serve the places of a virtual server."""
     bare_inside = _bare(inside)
@@ -200,6 +227,8 @@ def forwarding(
         allowed_sources=server.allowed_sources,
         sets_aside=not server.keeps_failing,
         proxy_protocol=server.proxy_protocol,
+        transparent=transparent,
+        transparent_for_pods=bool(transparent) and server.masquerade is Masquerade.OFF_CLUSTER,
     )
 
 

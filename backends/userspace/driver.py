@@ -27,12 +27,14 @@ from vipd.backends.userspace.objects import (
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Thing,
     Value,
 )
 from vipd.backends.userspace.observed import Fixed, Observed, decode
 from vipd.backends.userspace.operations import Operation, UserspacePlan
+from vipd.backends.userspace.policy_routing import ReturnPaths, wrong_settings
 from vipd.backends.userspace.workers import Workers
 from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
@@ -68,9 +70,13 @@ class UserspaceDriver:
     ) -> None:
         self._nft = Nft(inherited=inherited)
         self._routes = LocalRoutes(ROUTE_PROTOCOL)
+        self._return_paths = ReturnPaths(self._nft)
+        self._transparent = settings.userspace.transparent
         self._folder = state / "workers"
         self._workers = Workers(
-            settings.userspace.workers or len(os.sched_getaffinity(0)), self._folder
+            settings.userspace.workers or len(os.sched_getaffinity(0)),
+            self._folder,
+            transparent=self._transparent,
         )
         self._sysctls = Sysctls(state / "sysctls-userspace.json")
         self._waiting: dict[Thing, Value] = {}
@@ -79,7 +85,7 @@ class UserspaceDriver:
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""
-        return Capabilities("userspace", await probe.capabilities(self._nft))
+        return Capabilities("userspace", await probe.capabilities(self._nft, self._transparent))
 
     async def observe(self) -> Observed | None:
         """Return what there is of ours, or None when there is nothing."""
@@ -99,6 +105,8 @@ class UserspaceDriver:
             except (msgspec.DecodeError, LookupError, TypeError, ValueError) as error:
                 raise UnknownResult(f"nft's listing is not understood: {error!r}") from error
             things |= {Element(family, *each): "" for each in elements}
+        for family, mark in (await self._return_paths.observe()).items():
+            things[ReturnPath(family)] = mark
         told = await self._workers.reports()
         for place, forwarding in served(told, self._workers.count).items():
             things[place] = forwarding
@@ -155,6 +163,8 @@ class UserspaceDriver:
         """Return what `teardown` would remove, in its words. Changes nothing."""
         words = [f"table {word} {TABLE}" for word in await self._tables()]
         words += [f"local route {one}" for one in await self._addresses()]
+        paths = await self._return_paths.observe()
+        words += [f"return path of transparent connections ({one})" for one in paths]
         words += self._sysctls.changed()
         await self._workers.find()
         if running := self._workers.running:
@@ -183,6 +193,7 @@ class UserspaceDriver:
             tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
             if tables:
                 await self._nft.run(["-f", "-"], "".join(tables))
+            await self._return_paths.remove(await self._return_paths.observe())
             self._sysctls.restore()
             return words
 
@@ -198,7 +209,8 @@ class UserspaceDriver:
         Return who is rejected. Nothing of them is left but what was there before.
         """
         wanted, _ = _parted(plan.standing())
-        rejected = plan.concerned(await self._listen(wanted))
+        failed = await self._return(wanted)  # first: no answer may be lost
+        rejected = plan.concerned(failed | await self._listen(wanted))
         brought, gone = _parted(plan.standing(rejected))
         for one in brought:
             self._waiting.pop(one.thing, None)
@@ -257,6 +269,24 @@ class UserspaceDriver:
         failed = await self._workers.serve(wanted, gone)
         return {place: error for place, error in failed.items()}  # noqa: C416 - another key type
 
+    async def _return(self, operations: Iterable[Operation]) -> dict[Thing, DataplaneError]:
+        failed: dict[Thing, DataplaneError] = {}
+        for one in {
+            one.thing: one for one in operations if isinstance(one.thing, ReturnPath)
+        }.values():
+            family = one.thing.family
+            wrong = wrong_settings() if family is Family.IPV4 else []
+            if wrong:
+                log.error(
+                    "endpoints that see their clients do not reach them",
+                    why=f"{' '.join(wrong)} set", remedy=probe.SOURCE_REMEDY,
+                )  # fmt: skip
+            try:
+                await self._return_paths.bring(family, str(one.value))
+            except Rejected as error:
+                failed[one.thing] = error
+        return failed
+
     async def _route(self, operations: Iterable[Operation]) -> dict[Thing, DataplaneError]:
         wanted = {
             Wanted(one.verb, one.thing.address, str(one.value)): one.thing
@@ -286,13 +316,24 @@ class UserspaceDriver:
         due = [
             Operation("del", one, value)
             for one, value in self._waiting.items()
-            if _address(one) not in busy
+            if not isinstance(one, ReturnPath) and _address(one) not in busy
         ]
         await self._route([one for one in due if isinstance(one.thing, Route)])
+        await self._remove_unused([one for one in self._waiting if isinstance(one, ReturnPath)])
         # Added first: whoever took one away meanwhile must not keep the others from going.
         await self._elements((), [*(one._replace(verb="add") for one in due), *due])
         for one in due:
             self._waiting.pop(one.thing, None)
+
+    async def _remove_unused(self, waiting: Sequence[ReturnPath]) -> None:
+        """Remove return paths that no connection of a transparent worker can need any more."""
+        if not waiting:
+            return
+        busy = {place.family for place in await self._workers.open(transparent=True)}
+        due = [one for one in waiting if one.family not in busy]
+        await self._return_paths.remove([one.family for one in due])
+        for one in due:
+            self._waiting.pop(one, None)
 
     async def _tables(self) -> list[str]:
         there = await self._nft.tables()
@@ -303,7 +344,7 @@ class UserspaceDriver:
         return [one.address for one in listed if one.protocol == ROUTE_PROTOCOL]
 
 
-def _address(thing: Thing) -> str:
+def _address(thing: Route | Element | Place) -> str:
     """Return the address that a route or its guard is about."""
     return thing.text if isinstance(thing, Element) else str(thing.address)
 

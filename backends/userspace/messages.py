@@ -34,6 +34,8 @@ class WireForwarding(Struct, array_like=True, frozen=True):
     allowed_sources: tuple[str, ...] | None
     sets_aside: bool
     proxy_protocol: bool
+    transparent: tuple[str, ...] = ()
+    transparent_for_pods: bool = False
 
 
 class WireSurroundings(Struct, array_like=True, frozen=True):
@@ -164,6 +166,8 @@ class Told(Struct, tag=True, array_like=True):
     retired: bool
     surroundings: WireSurroundings
     places: list[ServedPlace]
+    transparent: bool = False
+    """Whether it may show clients' addresses to endpoints."""
 
 
 class EndpointReport(Struct, array_like=True, frozen=True):
@@ -291,6 +295,8 @@ def wire_forwarding(one: Forwarding) -> WireForwarding:
         None if sources is None else tuple(map(str, sources)),
         one.sets_aside,
         one.proxy_protocol,
+        tuple(map(str, one.transparent)),
+        one.transparent_for_pods,
     )
 
 
@@ -307,6 +313,8 @@ def forwarding_of(told: WireForwarding) -> Forwarding:
         allowed_sources=None if sources is None else tuple(map(parse_network, sources)),
         sets_aside=told.sets_aside,
         proxy_protocol=told.proxy_protocol,
+        transparent=tuple(map(parse_address, told.transparent)),
+        transparent_for_pods=told.transparent_for_pods,
     )
 
 

@@ -11,11 +11,13 @@ from msgspec import Struct
 
 from vipd.backends.local_routes import Verb, Wanted, told
 from vipd.backends.nftables.objects import elements_command
+from vipd.backends.userspace import return_path
 from vipd.backends.userspace.compile import is_shared
 from vipd.backends.userspace.objects import (
     ROUTE_PROTOCOL,
     TABLE,
     Element,
+    ReturnPath,
     Route,
     Surroundings,
     Thing,
@@ -40,6 +42,8 @@ class Operation(NamedTuple):
         if isinstance(thing, Element):
             verb = "delete" if self.verb == "del" else "add"
             return f"nft {elements_command(verb, thing.family, thing.set, [thing.text], TABLE)}"
+        if isinstance(thing, ReturnPath):
+            return return_path.told(self.verb, thing.family, str(value))
         words = {"add": "listen", "replace": "change", "del": "close"}
         return f"{words[self.verb]} {thing}" + ("" if self.verb == "del" else f": {value}")
 

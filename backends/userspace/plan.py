@@ -37,10 +37,12 @@ from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
 
-def compile_program(servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
-    """Return the program that serves these virtual servers."""
+def compile_program(
+    servers: Iterable[VirtualServer], network: NodeNetwork, mark: int = 0
+) -> Program:
+    """Return the program that serves these virtual servers; `mark` as Program has it."""
     entries = Map({one.key: one for one in servers})
-    program = Program(network, entries, Map())
+    program = Program(network, entries, Map(), mark=mark)
     return counted(indexed(program, (), entries.values()), _RULES)
 
 

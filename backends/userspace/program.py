@@ -24,7 +24,7 @@ KT = TypeVar("KT", bound=Hashable)
 class Program(Entries, frozen=True):
     """What should be there. Immutable: a change shares the rest.
 
-    Shared are the route to an address and its guard.
+    Shared are the route to an address, its guard, and the return path of transparent connections.
     """
 
     targets: Map[Target, int] = Map()
@@ -32,6 +32,8 @@ class Program(Entries, frozen=True):
     node that comes or goes."""
     addresses: Map[Address, int] = Map()
     """How many virtual servers have each address."""
+    mark: int = 0
+    """Packet mark of the transparent mode; 0: no endpoint sees its clients' addresses."""
 
 
 def indexed(

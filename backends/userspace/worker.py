@@ -51,6 +51,7 @@ class Worker:
         self.path = path
         self.number, self.pid, self.version = told.number, told.pid, told.version
         self.retired = told.retired
+        self.transparent = told.transparent
         self.told = told
         """What it said when it was found."""
         self.places: set[Place] = {messages.place_of(one.place) for one in told.places}
@@ -60,7 +61,7 @@ class Worker:
         self._watched = os.pidfd_open(told.pid)
 
     @classmethod
-    async def start(cls, number: int, folder: Path) -> "Worker":
+    async def start(cls, number: int, folder: Path, *, transparent: bool = False) -> "Worker":
         """Start a worker process and return it once it answers. Raise Busy."""
         path = folder / f"{number}-{secrets.token_hex(4)}.sock"
         try:
@@ -68,7 +69,13 @@ class Worker:
                 command = [sys.executable, "-P", "-m", PROGRAM]
                 process = await asyncio.to_thread(
                     subprocess.Popen,
-                    [*command, str(number), str(control.fileno()), _log_form()],
+                    [
+                        *command,
+                        str(number),
+                        str(control.fileno()),
+                        _log_form(),
+                        *(["transparent"] if transparent else []),
+                    ],
                     pass_fds=[control.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,

@@ -43,10 +43,14 @@ log = structlog.get_logger()
 
 
 class Workers:
-    """The worker processes whose control sockets are in a folder."""
+    """The worker processes whose control sockets are in a folder.
 
-    def __init__(self, count: int, folder: Path) -> None:
+    `transparent`: they may show clients' addresses to endpoints.
+    """
+
+    def __init__(self, count: int, folder: Path, *, transparent: bool = False) -> None:
         self.count = count
+        self._transparent = transparent
         self._folder = folder
         self._active: dict[int, Worker] = {}
         self._retired: list[Worker] = []
@@ -104,12 +108,13 @@ class Workers:
             await self._retire(worker)
 
     async def complete(self) -> None:
-        """Start the workers that are missing, and replace those of another version or number."""
+        """Start the workers that are missing, and replace those of another version or number, or
+        with other privileges."""
         await self.find()
         self._over.clear()
         surplus = [one for one in self._active.values() if one.number >= self.count]
         for worker in list(self._active.values()):
-            if worker.version != VERSION and worker not in surplus:
+            if worker not in surplus and not self._is_right(worker):
                 await self._replace(worker)
         there = self._active.keys() | self._returning
         missing = [one for one in range(self.count) if one not in there]
@@ -190,9 +195,12 @@ class Workers:
         """End what is open to endpoints; return how many connections and sessions."""
         return await self._telling.cut(departed, self._all())
 
-    async def open(self) -> Counter[Place]:
-        """Return how many connections and sessions are open at each place, over all workers."""
-        return await asking.opened(self._all())
+    async def open(self, *, transparent: bool = False) -> Counter[Place]:
+        """Return how many connections and sessions are open at each place, over all workers.
+
+        `transparent`: over those only that may show clients' addresses to endpoints.
+        """
+        return await asking.opened(one for one in self._all() if one.transparent or not transparent)
 
     async def reports(self) -> list[Told]:
         """Return what each worker says of itself."""
@@ -249,14 +257,17 @@ class Workers:
         yield from list(self._retired)
 
     async def _start(self, number: int) -> None:
-        worker = await Worker.start(number, self._folder)
+        worker = await Worker.start(number, self._folder, transparent=self._transparent)
         self._started[number] = time.monotonic()
         self._active[number] = worker
         worker.watch(self._lost)
 
+    def _is_right(self, worker: Worker) -> bool:
+        return (worker.version, worker.transparent) == (VERSION, self._transparent)
+
     async def _resume_or_start(self, number: int) -> None:
         for worker in list(self._retired):
-            if (worker.number, worker.version) == (number, VERSION):
+            if worker.number == number and self._is_right(worker):
                 with contextlib.suppress(Busy):
                     await worker.resume()
                     self._retired.remove(worker)

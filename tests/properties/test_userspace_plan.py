@@ -18,11 +18,13 @@ from vipd.proxy.names import (
     parse_address,
     parse_network,
 )
+from vipd.proxy.settings import DataplaneSettings, UserspaceSettings
 from vipd.proxy.virtualserver import (
     Changes,
     Endpoint,
     Key,
     Kind,
+    Masquerade,
     NodeNetwork,
     Use,
     VirtualServer,
@@ -40,7 +42,12 @@ KEYS = [
 ]
 OWNER = NamespacedName("x", "a")
 endpoints = st.lists(
-    st.builds(Endpoint, st.sampled_from((NODE, OTHER_NODE, SERVICE, POD)), st.sampled_from(PORTS)),
+    st.builds(
+        Endpoint,
+        st.sampled_from((NODE, OTHER_NODE, SERVICE, POD)),
+        st.sampled_from(PORTS),
+        local=st.booleans(),
+    ),
     max_size=2,
     unique=True,
 ).map(tuple)
@@ -61,6 +68,7 @@ def served(draw: st.DrawFn, key: Key) -> VirtualServer:
         cluster=draw(endpoints),
         local=draw(endpoints),
         use=draw(st.sampled_from(Use)),
+        masquerade=draw(st.sampled_from(Masquerade)),
     )
 
 
@@ -74,11 +82,12 @@ def all_changes(draw: st.DrawFn) -> Changes:
     return Changes(wanted, draw(st.none() | networks))
 
 
-@given(st.lists(all_changes(), max_size=6), networks)
+@given(st.lists(all_changes(), max_size=6), networks, st.booleans())
 def test_changes_add_up_and_no_worker_is_an_endpoint(
-    batches: list[Changes], network: NodeNetwork
+    batches: list[Changes], network: NodeNetwork, transparent: bool
 ) -> None:
-    compiler = UserspaceCompiler()
+    settings = UserspaceSettings(transparent=transparent, transparent_bit=4)
+    compiler = UserspaceCompiler(DataplaneSettings(userspace=settings))
     node, table = Userspace(), dict[Key, VirtualServer]()
     made, program = compiler.plan(None, compiler.compile((), network))
     node.run(made)
@@ -93,7 +102,11 @@ def test_changes_add_up_and_no_worker_is_an_endpoint(
         again.run(fresh)
         assert node.state() == again.state()
         assert program == wanted
+        shown = {one.family for one, how in node.places.items() if how.transparent}
+        assert node.return_paths == dict.fromkeys(shown, "0x10")
+        assert transparent or not shown
         for place, how in node.places.items():
+            assert not {*how.transparent} & {*network.own_addresses}
             for one in (*how.inside, *how.outside):
                 there = Place(place.family, place.protocol, one.address, one.port)
                 assert there not in node.places

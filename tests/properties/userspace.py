@@ -18,12 +18,13 @@ from vipd.backends.userspace.objects import (
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Surroundings,
     Thing,
 )
 from vipd.backends.userspace.operations import Operation, UserspacePlan
-from vipd.proxy.names import Address, Protocol
+from vipd.proxy.names import Address, Family, Protocol
 from vipd.proxy.virtualserver import Key
 
 
@@ -35,6 +36,7 @@ class Userspace:
         self.routes: dict[Address, str] = {}
         self.places: dict[Place, Forwarding] = {}
         self.surroundings = Surroundings()
+        self.return_paths: dict[Family, str] = {}
 
     def run(self, plan: UserspacePlan, taken: Collection[Thing] = ()) -> set[Key]:
         """Do a plan as the driver does, with what waits for old connections.
@@ -57,6 +59,9 @@ class Userspace:
         later = [one for unit in plan.units if unit.key not in rejected for one in unit.later]
         brought = [one for one in now if one.verb != "del"]
         gone = [one for one in now if one.verb == "del"]
+        for one in brought:
+            if isinstance(one.thing, ReturnPath):
+                self._do(one)
         for one in brought:
             if isinstance(one.thing, Place):
                 self._do(one)
@@ -92,6 +97,10 @@ class Userspace:
                 del self.routes[address]
             case Operation(_, Route(_, address), str(source)):
                 self.routes[address] = source
+            case Operation("del", ReturnPath(family)):
+                del self.return_paths[family]
+            case Operation(_, ReturnPath(family), str(mark)):
+                self.return_paths[family] = mark
             case Operation("del", Place() as place):
                 del self.places[place]
             case Operation(_, Place() as place, Forwarding() as forwarding):
@@ -99,7 +108,8 @@ class Userspace:
 
     def state(self) -> object:
         """Return everything that it holds, to be compared."""
-        return self.kernel.tables, self.routes, self.places, self.surroundings
+        things = self.routes, self.places, self.return_paths
+        return self.kernel.tables, things, self.surroundings
 
     def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
         """Return what becomes of a packet."""

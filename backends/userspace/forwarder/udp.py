@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 from vipd.backends.userspace.forwarder import log, udp_listening
 from vipd.backends.userspace.forwarder.served import Served
+from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.backends.userspace.forwarder.udp_link import NOT_ITS_FAULT, Datagram, UdpLink
 from vipd.backends.userspace.forwarder.udp_listening import NOW
 from vipd.backends.userspace.forwarder.udp_sessions import (
@@ -45,10 +46,13 @@ MOST_TRIES = 3
 class UdpForwarder:
     """The UDP places of a worker. All methods belong to the thread of the event loop."""
 
-    def __init__(self, limits: UdpLimits | None = None) -> None:
+    def __init__(
+        self, limits: UdpLimits | None = None, transparent: Transparent | None = None
+    ) -> None:
         self.counters = UdpCounters()
         self._places: dict[Place, Listening] = {}
         self._limits = limits or UdpLimits()
+        self._transparent = transparent
         self._sessions = Sessions(self._limits)
         self._buffer = bytearray(LARGEST)
         self._view = memoryview(self._buffer)
@@ -257,6 +261,7 @@ class UdpForwarder:
                 endpoint,
                 lambda reply: self._heard(session, reply),
                 lambda error, unsent: self._lost(session, error, unsent),
+                self._binder(served, session, endpoint),
             )
         except OSError as error:
             self._short(error, 1, now)
@@ -266,6 +271,16 @@ class UdpForwarder:
         session.link, session.endpoint, session.answered = link, endpoint, False
         served.began(host, endpoint, now)
         return True
+
+    def _binder(
+        self, served: Served, session: Session, endpoint: Endpoint
+    ) -> Callable[[socket.socket], bool] | None:
+        """Return what gives a socket the client's address, where the endpoint is to see it."""
+        shown = self._transparent
+        if shown is None or not shown.is_due(served, session.host, endpoint):
+            return None
+        client = session.client[:2]
+        return lambda sock: shown.bind(sock, client)
 
     def _send(self, session: Session, datagram: Datagram, now: float) -> None:
         if session.link is None:
