@@ -24,10 +24,11 @@ from vipd.dns.server.service import DnsService
 from vipd.proxy import control, instance, record
 from vipd.proxy.answers import Answers
 from vipd.proxy.choice import begin, choose, require
-from vipd.proxy.config import Config
+from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
 from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
+from vipd.proxy.reload import Reloading
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.manifests import ManifestSource
@@ -42,10 +43,11 @@ LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 log = structlog.get_logger()
 
 
-async def run(config: Config, source: ManifestSource) -> None:
+async def run(config: Config, source: ManifestSource, flags: Flags | None = None) -> None:
     """Serve what the source says until SIGTERM or SIGINT.
 
-    Raise ConfigError, SourceError or Unsupported where it cannot start; nothing is programmed then.
+    `flags` name the configuration file that is followed, if any. Raise ConfigError, SourceError or
+    Unsupported where it cannot start; nothing is programmed then.
     """
     started = time.time()
     stop = asyncio.Event()
@@ -84,6 +86,13 @@ async def run(config: Config, source: ManifestSource) -> None:
 
     node = config.node
     dns = DnsService(config.dns, state_directory, node.cluster_cidrs, node.service_cidrs)
+
+    async def change_dns(changed: Config) -> list[str]:
+        return await dns.change(changed.dns)
+
+    reloading = Reloading(flags or Flags(), {"dns": change_dns}, dns.reread)
+    if flags is not None and flags.config is not None:
+        loop.add_signal_handler(signal.SIGHUP, reloading.ask)
     sync = Sync(node, on_update, dns.take)
     own_addresses = FollowedAddresses(sync.take, NEED_OWN_ADDRESSES)
     switching = Switching(
@@ -122,6 +131,7 @@ async def run(config: Config, source: ManifestSource) -> None:
                 _serving(switching, config),
                 departures.run(),
                 _preparing(dns, node),
+                reloading.run(),
             )
         ]
         await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
@@ -158,8 +168,10 @@ async def _following(sync: Sync, source: ManifestSource) -> None:
 
 async def _preparing(dns: DnsService, node: NodeSettings) -> None:
     """Let questions come to the DNS server without connection tracking."""
-    await way.prepare(dns.listens, node.service_cidrs)
-    await asyncio.Event().wait()
+    while True:
+        dns.moved.clear()
+        await way.prepare(dns.listens, node.service_cidrs)
+        await dns.moved.wait()
 
 
 async def _serving(switching: Switching, config: Config) -> None:

@@ -224,6 +224,7 @@ class Connection:
             refusal = serving.refusal(data, self.source)
             if refusal is not None:
                 self._reply(refusal)
+                self._log(data, refusal, 0.0)
             self._finishing = True
             self._served += 1
             self._pause_reading()
@@ -234,7 +235,9 @@ class Connection:
         outcome = serving.outcome(serving.answers.tcp, data)
         if isinstance(outcome, bytes):
             self._reply(outcome)
-            serving.counters.took(self._loop.time() - began)
+            seconds = self._loop.time() - began
+            serving.counters.took(seconds)
+            self._log(data, outcome, seconds)
         elif isinstance(outcome, Forward):
             try:
                 reply = serving.waiting.at_once(outcome, serving.answers, serving.asks, udp=False)
@@ -242,12 +245,10 @@ class Connection:
                 serving.failed_inside(outcome.query.name)
                 self.abort()
                 return False
+            if reply is None and not serving.waiting.admit(self.client):
+                reply = serving.answers.fail(outcome, udp=False)
             if reply is not None:
-                self._reply(reply)
-                serving.counters.took(self._loop.time() - began)
-                return self._socket is not None
-            if not serving.waiting.admit(self.client):
-                self._reply(serving.answers.fail(outcome, udp=False))
+                self._forwarded_reply(outcome, reply, began)
                 return self._socket is not None
             task = self._loop.create_task(self._forwarded(outcome))
             self._in_flight += 1
@@ -265,14 +266,34 @@ class Connection:
         except Exception:  # one question must not end the process
             serving.failed_inside(forward.query.name)
             reply = serving.answers.fail(forward, udp=False)
-        serving.counters.took(self._loop.time() - began)
         if self._socket is None:
             return
         if self._out_bytes >= 2 * UNREAD:
             self._slow()
         else:
             self._since = self._loop.time()
-            self._reply(reply)
+            self._forwarded_reply(forward, reply, began)
+
+    def _forwarded_reply(self, forward: Forward, reply: bytes, began: float) -> None:
+        serving = self._serving
+        seconds = self._loop.time() - began
+        serving.counters.took(seconds)
+        serving.counters.forwarded_rcodes[reply[3] & 15] += 1
+        if serving.log is not None:
+            serving.log.forwarded(forward.query, reply, self._peer, seconds, protocol="tcp")
+        self._reply(reply)
+
+    def _log(self, data: bytes, reply: bytes, seconds: float) -> None:
+        if self._serving.log is not None:
+            self._serving.log.note(data, reply, self._peer, seconds, protocol="tcp")
+
+    @property
+    def _peer(self) -> tuple[str, int]:
+        try:
+            port = self._socket.getpeername()[1] if self._socket is not None else 0
+        except OSError:  # it has just gone
+            port = 0
+        return self.source, port
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -95,6 +95,8 @@ class Counters:
             0,
         )
         self.rcodes = [0] * 16
+        self.forwarded_rcodes = [0] * 16
+        """Those of forwarded questions; they are in `rcodes` too."""
         self.durations = [0] * (len(SECONDS) + 1)
         self.seconds = 0.0
         self._traffic: dict[tuple[str, int], Traffic] = {}
@@ -120,10 +122,11 @@ class Counters:
             if count
         }
 
-    def named_rcodes(self) -> dict[str, int]:
-        """Return how many replies there were by rcode."""
+    def named_rcodes(self, *, forwarded: bool = False) -> dict[str, int]:
+        """Return how many replies there were by rcode: all, or those of forwarded questions."""
+        counts = self.forwarded_rcodes if forwarded else self.rcodes
         named = ((*RCODES, *map(str, range(len(RCODES), 16)))[at] for at in range(16))
-        return {name: count for name, count in zip(named, self.rcodes, strict=True) if count}
+        return {name: count for name, count in zip(named, counts, strict=True) if count}
 
     def sizes(self) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, float]]:
         """Return histograms of questions and of replies by protocol, and the sums of all three."""
