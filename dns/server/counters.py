@@ -6,6 +6,7 @@ not: export (that is the daemon's).
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from operator import mul
 
 SIZES = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16_000, 32_000, 48_000, 64_000)
 """Bytes: upper bounds of CoreDNS's histograms of sizes."""
@@ -43,11 +44,18 @@ class Sizes:
     def buckets(self) -> tuple[list[int], int]:
         """Return the buckets of SIZES and one for what is longer, and the sum of all lengths."""
         found = [0] * (len(SIZES) + 1)
-        total = 0
-        for size, count in (*enumerate(self.exact), *self.longer.items()):
+        total = low = 0
+        for at, bound in enumerate(SIZES):
+            # Slices: looking at each length would keep questions waiting for 3 ms.
+            part = self.exact[low : bound + 1]
+            count = sum(part)
             if count:
-                found[bisect_left(SIZES, size)] += count
-                total += size * count
+                found[at] = count
+                total += sum(map(mul, part, range(low, bound + 1)))
+            low = bound + 1
+        for size, count in self.longer.items():
+            found[bisect_left(SIZES, size)] += count
+            total += size * count
         return found, total
 
 

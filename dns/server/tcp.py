@@ -132,7 +132,7 @@ class TcpServer:
             if not admitted:
                 serving.counters.by_name["tcp_refused"] += 1
             client = source if admitted else STRANGERS
-            one = Connection(accepted, source, client, serving, self._connections, self._traffic)
+            one = Connection(accepted, peer[:2], client, serving, self._connections, self._traffic)
             self._connections.add(one)
             one.start()
         return True

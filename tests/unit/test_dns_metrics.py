@@ -17,6 +17,7 @@ from tests.unit.dns_server import WEB, Client, Datagrams, Stream, question
 
 from vipd.dns.forward.forwarder import Forwarder
 from vipd.dns.server import http, metrics_server
+from vipd.dns.server.counters import Sizes
 from vipd.dns.server.messages import Told
 from vipd.dns.server.metrics import METRICS, Sum, Values, exposition, values_of
 from vipd.dns.server.service import leftovers, status_without_daemon
@@ -378,6 +379,16 @@ def test_sums_never_go_back() -> None:
     both.meet(1, one(2, 0))
     both.take(1, one(4, 0))
     assert both.values() == one(17, 1, age=7)
+
+
+def test_lengths_come_into_their_buckets() -> None:
+    lengths = [0, 1, 99, 100, 101, 511, 512, 4095, 4096, 4097, 8291, 8500, 65_535]
+    sizes = Sizes()
+    for one in lengths:
+        sizes.add(one)
+    buckets, whole = sizes.buckets()
+    assert buckets == [1, 3, 1, 0, 0, 1, 1, 0, 1, 3, 1, 0, 0, 0, 1]
+    assert abs(whole - sum(lengths)) < 4 * 256  # above 4096 they are told roughly
 
 
 def test_labels_are_escaped() -> None:

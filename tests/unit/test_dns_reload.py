@@ -10,11 +10,16 @@ from pathlib import Path
 
 import dns.edns
 import dns.message
+import dns.rcode
 import msgspec
 import pytest
-from tests.unit.dns_daemon import SETTINGS, Daemon, has_ended, shown, until, web
+from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, until, web
 from tests.unit.dns_server import Client, Datagrams, Stream, addresses, question, rcode
 
+from vipd.dns.facts import ServiceFacts
+from vipd.dns.feed import Portion
+from vipd.dns.server.answering import Answering
+from vipd.dns.server.messages import Begin, Feed
 from vipd.dns.settings import DnsSettings
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.errors import ConfigError
@@ -106,6 +111,26 @@ async def test_a_change_during_a_reload_is_answered_once_it_is_told() -> None:
         client = Datagrams(daemon.address)
         assert addresses(await client.ask(question())) == ["10.96.0.2"]
         client.close()
+
+
+async def test_until_everything_is_told_anew_the_zone_before_follows_changes() -> None:
+    answering = Answering()
+    facts = ServiceFacts("default", "web", cluster_ips=(bytes([10, 96, 0, 1]),))
+    await answering.begin(Begin(SETTINGS), [])
+    await answering.feed(Feed(Portion(put=(facts,)), synced=True))
+    await answering.begin(Begin(changed(SETTINGS, ttl=9)), [])
+
+    def told() -> dns.message.Message:
+        outcome = answering.serving.answers.udp(question())
+        assert isinstance(outcome, bytes)
+        return dns.message.from_wire(outcome)
+
+    assert told().answer[0].ttl == 5
+    await answering.feed(Feed(Portion(drop=(NAME,))))
+    assert told().rcode() == dns.rcode.NXDOMAIN
+    await answering.feed(Feed(Portion(put=(facts,)), synced=True))
+    assert told().answer[0].ttl == 9
+    await answering.close()
 
 
 async def test_settings_that_no_name_depends_on_leave_the_zone() -> None:
@@ -216,6 +241,13 @@ async def test_off_and_on() -> None:
         (before,) = await daemon.service.told()
         await daemon.service.change(changed(SETTINGS, listen=()))
         await until(lambda: has_ended(before.pid))
+        assert daemon.service.listens == []
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            taken = f"127.0.0.1:{other.getsockname()[1]}"
+            with pytest.raises(ConfigError, match="in use"):
+                await daemon.service.change(changed(SETTINGS, listen=(taken,)))
         assert daemon.service.listens == []
         await daemon.service.change(SETTINGS)
         await daemon.service.in_step()
