@@ -1,8 +1,6 @@
 """Settings of DNS that change while it answers: taken without a lost question, or named."""
 
 import asyncio
-import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,12 +12,21 @@ import dns.rcode
 import msgspec
 import pytest
 from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, until, web
-from tests.unit.dns_server import Client, Datagrams, Stream, addresses, question, rcode
+from tests.unit.dns_server import (
+    Client,
+    Datagrams,
+    Stream,
+    addresses,
+    question,
+    rcode,
+    served,
+)
 
 from vipd.dns.facts import ServiceFacts
 from vipd.dns.feed import Portion
 from vipd.dns.server.answering import Answering
 from vipd.dns.server.messages import Begin, Feed
+from vipd.dns.server.places import Place
 from vipd.dns.settings import DnsSettings
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.errors import ConfigError
@@ -199,20 +206,22 @@ async def test_addresses_come_and_go() -> None:
 
 
 async def test_what_has_arrived_at_an_address_that_goes_is_answered() -> None:
-    async with running(changed(SETTINGS, listen=("127.0.0.1:0", "127.0.0.2:0"))) as daemon:
-        at = [(str(one.address), one.port) for one in daemon.service.listens]
-        clients = [Datagrams(at[1]) for _ in range(50)]
-        pid = await daemon.pid()
-        os.kill(pid, signal.SIGSTOP)
-        for client in clients:
-            client.socket.send(question())
-        await daemon.service.change(changed(SETTINGS, listen=("127.0.0.1:0",)))
-        await asyncio.sleep(0.05)  # the worker has been told when it goes on
-        os.kill(pid, signal.SIGCONT)
-        for client in clients:
-            assert rcode(await client.receive()) == "NOERROR"
-            client.close()
-        await daemon.service.in_step()
+    server = served()
+    server.udp.stop()
+    server.tcp.stop()
+    sockets = server.udp.listener, server.tcp.listener
+    place = Place(("127.0.0.1", 0), sockets, server.serving, server.connections)
+    clients = [Datagrams(server.address) for _ in range(100)]
+    for client in clients:
+        client.socket.send(question())
+    stream = await Stream.to(server.tcp_address)
+    await place.leave()
+    for client in clients:
+        assert rcode(await client.receive()) == "NOERROR"
+        client.close()
+    assert rcode(await stream.ask(question())) == "NOERROR"
+    await stream.close()
+    server.connections.close()
 
 
 async def test_an_address_that_is_taken_changes_nothing() -> None:
