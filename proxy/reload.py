@@ -84,7 +84,7 @@ class Reloading:
                     log.info("configuration is taken", section=field)
         except VipdError as error:
             log.warning("configuration is refused; the one before stays", why=str(error))
-            self._tell(str(error), self._fields_left())
+            self._tell(str(error), self._named)
             return
         restart = [*map(_spelled, self._differences(told)), *self._fields_left()]
         if restart and restart != self._named:

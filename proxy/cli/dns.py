@@ -194,7 +194,7 @@ def _upstream_lines(workers: "Sequence[Told]") -> Iterator[str]:
         elif values.get("down"):
             state = "down"
         else:
-            state = "not asked yet" if seconds is None else "answers"
+            state = "has not answered yet" if seconds is None else "answers"
         after = "" if seconds is None else f", after {seconds * 1000:.1f} ms"
         yield f"{upstream} {state}{after}"
 

@@ -317,6 +317,11 @@ async def test_what_nobody_takes_is_named_until_it_is_back(told: Told) -> None:
     await told.reloading.reread()
     assert told.heard[-1] == ("", ["mode", "clusterCIDRs", "dns.workers"])
     assert len(told.taken) == 1
+    told.write("dns: [")
+    await told.reloading.reread()
+    refused, restart = told.heard[-1]
+    assert "not YAML" in refused
+    assert restart == ["mode", "clusterCIDRs", "dns.workers"]
     told.left = []
     told.write("dns: {ttl: 5}\nmode: nftables")
     await told.reloading.reread()
