@@ -132,6 +132,8 @@ class Answering:
         """End everything that is open."""
         self.connections.close()
         self.places.close()
+        if self.serving.log is not None:
+            self.serving.log.close()
         await self.forwarding.close()
 
 
