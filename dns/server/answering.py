@@ -98,7 +98,11 @@ class Answering:
         self.settings, serving = settings, self.serving
         if answer_settings(before) != answer_settings(settings):
             self.zone.prebuilt.drop(list(self.zone.prebuilt.replies))
+        replaced = serving.answers
         serving.answers = Answers(self.zone, answer_settings(settings))
+        # They refer to themselves, and what was frozen is never looked at by the collector: the
+        # zone before would stay for good. What still waits asks for `finish` and `fail` only.
+        del replaced.udp, replaced.tcp
         now = asyncio.get_running_loop().time()
         if serving.refusals.per_second != settings.refusals_per_second:
             serving.refusals = Refusals(settings.refusals_per_second, now)

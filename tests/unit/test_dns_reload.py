@@ -1,7 +1,9 @@
 """Settings of DNS that change while it answers: taken without a lost question, or named."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -135,9 +137,12 @@ async def test_until_everything_is_told_anew_the_zone_before_follows_changes() -
     assert told().answer[0].ttl == 5
     await answering.feed(Feed(Portion(drop=(NAME,))))
     assert told().rcode() == dns.rcode.NXDOMAIN
+    before = weakref.ref(answering.zone)
     await answering.feed(Feed(Portion(put=(facts,)), synced=True))
     assert told().answer[0].ttl == 9
+    assert before() is None, "the zone before takes no memory; no collector looks at it"
     await answering.close()
+    gc.unfreeze()
 
 
 async def test_settings_that_no_name_depends_on_leave_the_zone() -> None:
