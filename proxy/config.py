@@ -163,13 +163,18 @@ class Config(Struct, frozen=True, kw_only=True):
 
 
 def load(flags: Flags) -> Config:
-    """Return the configuration from flags and the file they name.
+    """Return the configuration from flags and the file they name. Raise ConfigError."""
+    return checked(flags, read(flags))
 
-    Raise ConfigError.
-    """
-    origin, told = "", VipdConfiguration()
-    if flags.config is not None:
-        origin, told = flags.config, _read(flags.config)
+
+def read(flags: Flags) -> VipdConfiguration:
+    """Return what the file says that flags name, or the defaults. Raise ConfigError."""
+    return VipdConfiguration() if flags.config is None else _read(flags.config)
+
+
+def checked(flags: Flags, told: VipdConfiguration) -> Config:
+    """Return the configuration from flags and what their file says. Raise ConfigError."""
+    origin = flags.config or ""
 
     def pick(flag_name: str, flag: T | None, field: str, value: T) -> tuple[str, T]:
         """Return the value that counts, and where it came from."""

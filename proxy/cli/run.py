@@ -44,10 +44,11 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
-    config = load(flags((*manifests, *more), **told))
+    said = flags((*manifests, *more), **told)
+    config = load(said)
     if not config.manifests:
         raise ConfigError("--manifests", "say where the manifests are, such as --manifests DIR")
     logs.configure(log_format)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     source = ManifestSource(config.manifests)
-    asyncio.run(daemon.run(config, source))
+    asyncio.run(daemon.run(config, source, said))
