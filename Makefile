@@ -30,8 +30,10 @@ run: setup
 lab: setup
 	@$(BIN)/vipd lab up
 
+# In so many processes side by side, each with a lab of its own: tests/conftest.py.
+TESTS_AT_ONCE ?= 2
 test: setup test-tools
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE)
 
 # One virtual machine with Debian's kernel, and the tests that need it: docs/testing.md.
 vm-test: setup test-tools

@@ -60,6 +60,6 @@ def backend(
             from vipd.backends.userspace.backend import UserspaceCompiler
             from vipd.backends.userspace.driver import UserspaceDriver
 
-            return Backend(UserspaceCompiler(), UserspaceDriver(settings, inherited, state))
+            return Backend(UserspaceCompiler(settings), UserspaceDriver(settings, inherited, state))
         case _:
             raise ConfigError("--mode", f"{mode!r} is no mode; there is: {', '.join(MODES)}")

@@ -93,6 +93,8 @@ class WorkerUsage(Struct, frozen=True, kw_only=True):
     """It takes nothing new, and only ends what is open."""
     listeners: int
     open: int
+    missing: int = 0
+    """Listeners that it should have and has no descriptor for yet."""
     counters: Mapping[str, int]
     """What it has counted in all, by names of its own."""
 

@@ -40,7 +40,7 @@ class Figure(Struct, frozen=True, kw_only=True):
     """One row of the table."""
 
     name: str
-    measure: Measure
+    measure: str
     title: str
     unit: str
     digits: int

@@ -170,12 +170,12 @@ def ratio_table(result: Result) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
     return (f"{USERSPACE}/{HAPROXY}", "RATIO (MIN–MAX)", "MUST", "AIM", "REACHED"), rows
 
 
-def figures_of(measures: Sequence[Measure]) -> tuple[Figure, ...]:
+def figures_of(measures: Sequence[str]) -> tuple[Figure, ...]:
     """Return the figures that come of some measures, in the order of the table."""
     return tuple(one for one in FIGURES if one.measure in measures)
 
 
-def expected(measures: Sequence[Measure], variant: str) -> tuple[str, ...]:
+def expected(measures: Sequence[str], variant: str) -> tuple[str, ...]:
     """Return the names of the figures that a turn of a variant has if nothing fails."""
     return tuple(
         one.name

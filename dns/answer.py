@@ -138,6 +138,10 @@ class Answers:
 
     def _slowly(self, data: bytes, end: int, manner: _Manner | None, udp: bool) -> Outcome:
         """Answer what has no prebuilt reply, or is asked in a manner that was not met before."""
+        if manner is not None:
+            nothing = self._decisions.unknown(data[HEADER:end].lower())
+            if nothing is not None:
+                return self._denial(data, end, nothing, manner)
         try:
             query = asked_again(data, end, manner.query) if manner else parse(data)
         except Malformed as bad:
@@ -151,8 +155,6 @@ class Answers:
             return said
         if said.sources:
             self.zone.prebuilt.keep(query.question.lower(), said.reply, said.sources)
-        if said.rcode is Rcode.NXDOMAIN and manner is not None and type(said.reply) is Nothing:
-            return self._denial(data, end, said.reply, manner)
         return self._said(query, said, udp=udp)
 
     def _denial(self, data: bytes, end: int, reply: Nothing, manner: _Manner) -> bytes:

@@ -14,6 +14,7 @@ MOST_SOA_TTL = 300
 """Seconds; CoreDNS' bound."""
 
 _SERVER, _CONTACT = b"\x02ns\x03dns", b"\x0ahostmaster"
+SVC = label_wire("svc")
 VERSION = label_wire("dns-version")
 DNS = label_wire("dns")
 NS = label_wire("ns")
@@ -25,7 +26,16 @@ class Apex:
     `negative` makes, joined by a pointer to the zone's name, the SOA record of a negative answer.
     """
 
-    __slots__ = ("_addresses", "_negative_ttl", "_reverse", "domain", "negative", "soa", "ttl")
+    __slots__ = (
+        "_addresses",
+        "_negative_ttl",
+        "_reverse",
+        "domain",
+        "negative",
+        "services",
+        "soa",
+        "ttl",
+    )
 
     def __init__(
         self,
@@ -37,6 +47,8 @@ class Apex:
         reverse: bool = False,
     ) -> None:
         self.domain, self.ttl = domain, ttl
+        self.services = SVC + domain
+        """What names of services end in."""
         self._negative_ttl, self._addresses, self._reverse = negative_ttl, addresses, reverse
         self.negative: tuple[bytes, ...] = ()
         self.soa = EMPTY

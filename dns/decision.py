@@ -27,6 +27,9 @@ _KEPT_WITHOUT_RECORDS = frozenset((Type.A, Type.AAAA, Type.SRV, Type.HTTPS, Type
 """Types that clients ask for; replies to others are not kept where there is no such record."""
 
 
+_USUAL = frozenset(one.to_bytes(2) + CLASS_IN.to_bytes(2) for one in _KEPT_WITHOUT_RECORDS)
+
+
 class AnswerSettings(Struct, frozen=True, kw_only=True):
     """How is answered."""
 
@@ -98,6 +101,16 @@ class Decisions:
                     return Forward(query, query.key, kind)
                 return Said(Rcode.REFUSED, why=Why.NOT_AUTHORITATIVE)
 
+    def unknown(self, question: bytes) -> Nothing | None:
+        """Return what NXDOMAIN comes with, where a question is certainly about no name.
+
+        In lower case, with type and class; it may be malformed. None: `decide` says.
+        """
+        if question[-4:] not in _USUAL:
+            return None
+        found = self._zone.lacks(question[:-4])
+        return None if found is None else self._nothing_of(*found)
+
     def _odd(self, query: Query) -> Said:
         """Return what to say to a question that is about no data of class IN."""
         if query.edns is not None and query.edns.version:
@@ -162,10 +175,12 @@ class Decisions:
         more = [one for owned in node.additional for one in writer.records(owned)]
         return Long(first, answers[turn:] + answers[:turn], more)
 
-    def _negative(self, found: Found) -> Ready:
+    def _negative(self, found: Found) -> Nothing:
         """Return the SOA of the zone; the same object for all names of one length."""
-        apex, offset = found.apex, found.offset
-        assert apex is not None
+        assert found.apex is not None
+        return self._nothing_of(found.apex, found.offset)
+
+    def _nothing_of(self, apex: Apex, offset: int) -> Nothing:
         key = apex, offset
         if key not in self._nothing:
             self._nothing[key] = Nothing(apex, offset)

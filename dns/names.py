@@ -65,6 +65,19 @@ def starts(name: bytes) -> list[int]:
     return found
 
 
+def starts_if_good(name: bytes) -> list[int] | None:
+    """Return the same of bytes that may be no name; None where they are none."""
+    found: list[int] = []
+    at, last = 0, len(name) - 1
+    while at < last:
+        found.append(at)
+        length = name[at]
+        if not 0 < length <= LONGEST_LABEL:
+            return None
+        at += length + 1
+    return found if at == last < LONGEST_NAME and not name[at] else None
+
+
 def reverse_name(packed: bytes) -> bytes:
     """Return the key under which an address is looked up in reverse (RFC 1035 3.5, RFC 3596)."""
     if len(packed) == 4:

@@ -16,7 +16,7 @@ from vipd.dns.names import wire
 from vipd.dns.zone import ZoneSettings
 from vipd.proxy.names import Address, parse_address, parse_network
 
-DNS_PORT = 53
+DNS_PORT, HTTP_PORT = 53, 9153
 MOST_WORKERS = 64
 T = TypeVar("T")
 
@@ -89,6 +89,15 @@ class DnsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Bytes, 1 MiB to 1 GiB, of replies that a worker keeps ready; those of 10,000 services take
     about 10 MB."""
 
+    http: tuple[str, ...] = ("127.0.0.1:9153",)
+    """Where /metrics, /ready and /health are read over HTTP: as `listen`, also for all addresses at
+    once, port 9153 (CoreDNS's) where none is said. Only this node: what a node asks for is nobody
+    else's business unless the operator says so. Empty: nowhere. Only where DNS is answered."""
+    query_log: Literal["off", "sampled", "full"] = "off"
+    """Questions that the log tells. A line for each costs more than the answer."""
+    query_log_every: int = 100
+    """Of so many questions, 1 to 1000000, `sampled` tells one."""
+
     identity: str = ""
     """What is told to who asks which server this is (NSID, CH TXT id.server). Empty: nothing."""
     version: str = ""
@@ -114,6 +123,7 @@ _LEAST_AND_MOST: tuple[tuple[str, str, float, float], ...] = (
     ("waiting", "waiting", 1, 100_000),
     ("waiting_of_client", "waitingOfClient", 1, 100_000),
     ("prebuilt_bytes", "prebuiltBytes", 1 << 20, 1 << 30),
+    ("query_log_every", "queryLogEvery", 1, 1_000_000),
 )
 
 
@@ -122,6 +132,8 @@ def problems(settings: DnsSettings) -> list[Problem]:
     found: list[Problem] = []
     for at, text in enumerate(settings.listen):
         found += _tried(f"listen[{at}]", parse_listen, text)
+    for at, text in enumerate(settings.http):
+        found += _tried(f"http[{at}]", parse_http, text)
     if not settings.domains:
         found.append(Problem("domains", "must not be empty"))
     for at, text in enumerate(settings.domains):
@@ -145,6 +157,19 @@ def problems(settings: DnsSettings) -> list[Problem]:
 
 def parse_listen(text: str) -> Listen:
     """Read ``ADDRESS``, ``ADDRESS:PORT`` or ``[ADDRESS]:PORT``. Raise ValueError."""
+    made = _place(text, DNS_PORT)
+    if made.address.is_unspecified:
+        why = "replies would leave from another address than was asked; name the node's addresses"
+        raise ValueError(f"{text!r} is every address: {why}")
+    return made
+
+
+def parse_http(text: str) -> Listen:
+    """Read the same for HTTP, where it may be every address. Raise ValueError."""
+    return _place(text, HTTP_PORT)
+
+
+def _place(text: str, default_port: int) -> Listen:
     host, port = text, ""
     if text.startswith("["):
         host, _, port = text[1:].partition("]")
@@ -155,14 +180,11 @@ def parse_listen(text: str) -> Listen:
         address = parse_address(host)
     except ValueError:
         raise ValueError(f"{text!r} is no ADDRESS:PORT") from None
-    digits = port[1:] if port else str(DNS_PORT)
+    digits = port[1:] if port else str(default_port)
     if port[:1] not in ("", ":") or not (digits.isdecimal() and digits.isascii()):
         raise ValueError(f"{text!r} has no number behind the colon")
     if int(digits) > 65535:
         raise ValueError(f"{text!r}: {digits} is no port")
-    if address.is_unspecified:
-        why = "replies would leave from another address than was asked; name the node's addresses"
-        raise ValueError(f"{text!r} is every address: {why}")
     if address.is_multicast:
         raise ValueError(f"{text!r} is a multicast address")
     return Listen(address, int(digits))

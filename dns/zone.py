@@ -6,18 +6,20 @@ Pure. Must not: know messages (answer.py), or what stands at a service's names (
 
 from msgspec import Struct
 
-from vipd.dns.apex import Apex
+from vipd.dns.apex import SVC, Apex
 from vipd.dns.facts import Kind, PodFacts, ServiceFacts
 from vipd.dns.lookup import Ending, Found
-from vipd.dns.names import LONGEST_NAME, is_label, label_wire, reverse_name, starts, wire
+from vipd.dns.names import label_wire, reverse_name, starts, starts_if_good, wire
+from vipd.dns.namespaces import Namespaces
 from vipd.dns.pods import PodMode, PodNames
 from vipd.dns.prebuilt import Prebuilt
-from vipd.dns.records import EMPTY, Node, RRset, Type
-from vipd.dns.reverse import At, Place, ReverseNames
+from vipd.dns.records import EMPTY, Node, Type
+from vipd.dns.reverse import ReverseNames
+from vipd.dns.reverse_zone import ReverseZone
 from vipd.dns.service_names import ServiceNames
 from vipd.proxy.names import Address, NamespacedName, Network
 
-_SVC, _POD = label_wire("svc"), label_wire("pod")
+_POD = label_wire("pod")
 
 
 class ZoneSettings(Struct, frozen=True, kw_only=True):
@@ -56,27 +58,24 @@ class Zone:
         own = tuple([each.packed for each in settings.name_server_addresses])
         ttls = settings.ttl, settings.negative_ttl
         self._apexes = [Apex(domain, *ttls, own) for domain in domains]
-        self._first = wire(settings.domains[0])
-        self._reverse_apex = Apex(self._first, *ttls, own, reverse=True)
+        self._addresses = ReverseNames(settings.reverse)
+        first = Apex(wire(settings.domains[0]), *ttls, own, reverse=True)
+        self._reverse = ReverseZone(self._addresses, first)
         self._services: dict[bytes, ServiceNames] = {}
-        self._populated: dict[bytes, int] = {}
-        """Services of each namespace."""
-        self._namespaces: frozenset[bytes] = frozenset()
-        self._reverse = ReverseNames(settings.reverse)
+        self._namespaces = Namespaces(settings.exposed)
         self._pods = PodNames(settings.pods)
         self._changed = True
         self.serial = 1
 
     def put(self, facts: ServiceFacts) -> bool:
         """Take a service as it is now. Return whether any record may be another."""
-        if self.settings.exposed is not None and facts.namespace not in self.settings.exposed:
+        if not self._namespaces.exposes(facts.namespace):
             return False
         key = _key(facts.namespace, facts.name)
         service = self._services.get(key)
         if service is None:
             service = self._services[key] = ServiceNames(key, facts)
-            namespace = label_wire(facts.namespace)
-            self._populated[namespace] = self._populated.get(namespace, 0) + 1
+            self._namespaces.enter(facts.namespace)
             self._outdate(service, (), service.addresses)
         elif service.has(facts):
             return False
@@ -94,10 +93,7 @@ class Zone:
         service = self._services.pop(_key(name.namespace, name.name), None)
         if service is None:
             return False
-        namespace = label_wire(name.namespace)
-        self._populated[namespace] -= 1
-        if not self._populated[namespace]:
-            del self._populated[namespace]
+        self._namespaces.leave(name.namespace)
         self._outdate(service, service.addresses, ())
         return True
 
@@ -118,11 +114,7 @@ class Zone:
 
         A namespace that has a service exists in any case. Return whether the names are others.
         """
-        exposed = self.settings.exposed
-        known = frozenset() if names is None else names if exposed is None else names & exposed
-        found = frozenset([label_wire(name) for name in known if is_label(name)])
-        changed = found != self._namespaces
-        self._namespaces = found
+        changed = self._namespaces.tell(names)
         self._changed |= changed
         return changed
 
@@ -145,7 +137,7 @@ class Zone:
     @serial.setter
     def serial(self, serial: int) -> None:
         self._serial = serial
-        for apex in (*self._apexes, self._reverse_apex):
+        for apex in (*self._apexes, self._reverse.apex):
             apex.renew(serial)
 
     @property
@@ -156,6 +148,24 @@ class Zone:
     def is_ours(self, key: bytes) -> bool:
         """Return whether the zone answers for this name: such a name is never forwarded."""
         return self.find(key, Type.ANY).ending is not Ending.NOT_OURS
+
+    def lacks(self, key: bytes) -> tuple[Apex, int] | None:
+        """Return the zone of a name that belongs to a service which there is not, of no type.
+
+        With it comes where the zone's name begins. None: it may be another name, or no name at all;
+        `find` says. Search lists turn names of others into such ones, so most questions may be so.
+        """
+        for apex in self._apexes:
+            if key.endswith(apex.services) and self.synced:
+                labels = starts_if_good(key)
+                begins = len(key) - len(apex.services)
+                if labels is None or begins not in labels:
+                    return None
+                depth = labels.index(begins)
+                if depth < 2 or key[labels[depth - 2] : begins] in self._services:
+                    return None
+                return apex, begins + len(SVC)
+        return None
 
     def find(self, key: bytes, kind: int) -> Found:
         """Return what stands at a name for a type of record.
@@ -170,9 +180,7 @@ class Zone:
                     depth = labels.index(offset) if offset else 0
                     return self._in_domain(key, labels[: depth + 1], kind, apex)
         if key.endswith(b"\x04arpa\x00"):
-            place = self._reverse.place(key)
-            if place is not None:
-                return self._in_reverse(place, kind)
+            return self._reverse.find(key, kind, synced=self.synced) or _NOT_OURS
         return _NOT_OURS
 
     def _in_domain(self, key: bytes, labels: list[int], kind: int, apex: Apex) -> Found:
@@ -182,7 +190,7 @@ class Zone:
             return Found(Ending.NODE, apex.own(kind), apex, offset)
         top = key[labels[-2] : offset]
         services: tuple[ServiceNames, ...] = ()
-        if top not in (_SVC, _POD):
+        if top not in (SVC, _POD):
             parts = [key[labels[i - 1] : labels[i]] for i in range(depth, 0, -1)]
             node = apex.fixed(parts, kind)
         elif depth == 1:
@@ -192,7 +200,7 @@ class Zone:
         elif top == _POD:
             node = self._pod(key, labels, kind)
         elif depth == 2:
-            node = EMPTY if self._has_namespace(key[labels[0] : labels[1]]) else None
+            node = EMPTY if key[labels[0] : labels[1]] in self._namespaces else None
         else:
             start = labels[-4]
             service = self._services.get(key[start : labels[-2]])
@@ -207,7 +215,7 @@ class Zone:
 
     def _pod(self, key: bytes, labels: list[int], kind: int) -> Node | None:
         namespace = key[labels[-3] : labels[-2]]
-        if self._pods.mode == "disabled" or not self._has_namespace(namespace):
+        if self._pods.mode == "disabled" or namespace not in self._namespaces:
             return None
         if len(labels) == 3:
             return EMPTY
@@ -215,34 +223,6 @@ class Zone:
             return None
         label = key[labels[0] + 1 : labels[1]]
         return self._pods.find(namespace[1:], label, kind, self.settings.ttl)
-
-    def _has_namespace(self, namespace: bytes) -> bool:
-        return namespace in self._populated or namespace in self._namespaces
-
-    def _in_reverse(self, place: Place, kind: int) -> Found:
-        apex, offset = self._reverse_apex, place.apex
-        if offset == 0 and kind in (Type.SOA, Type.NS):
-            return Found(Ending.NODE, apex.own(kind), apex, offset)
-        if not self.synced and place.at is not At.APEX:
-            return Found(Ending.NOT_READY, EMPTY, apex, offset)
-        if place.at is At.NOTHING:
-            return Found(Ending.NO_NAME, EMPTY, apex, offset)
-        if place.at is not At.ADDRESS:
-            return Found(Ending.NODE, EMPTY, apex, offset)
-        services = self._reverse.services(place.packed)
-        names = [name for one in services for name in self._names(one, place.packed)]
-        data = tuple([name for name in names if len(name) <= LONGEST_NAME])
-        node = EMPTY
-        if kind == Type.PTR and data:
-            node = Node(RRset(Type.PTR, self.settings.ttl, data))
-        return Found(Ending.NODE, node, apex, offset, services)
-
-    def _names(self, service: ServiceNames, packed: bytes) -> list[bytes]:
-        """Return the names that an address has because of a service."""
-        origin = service.key + _SVC + self._first
-        if service.kind is not Kind.HEADLESS:
-            return [origin]
-        return [b"%c%b%b" % (len(it), it, origin) for it in service.labels_of(packed)]
 
     def _outdate(
         self, service: ServiceNames, before: tuple[bytes, ...], after: tuple[bytes, ...]
@@ -252,12 +232,12 @@ class Zone:
         self.prebuilt.drop(service.take_questions())
         old, new = set(before), set(after)
         for packed in before:
-            if packed not in new and service in self._reverse.services(packed):
-                self._reverse.remove(packed, service)
+            if packed not in new and service in self._addresses.services(packed):
+                self._addresses.remove(packed, service)
         always = service.kind is Kind.CLUSTER
         for packed in after:
-            if packed not in old and (always or self._reverse.covers(packed)):
-                self._reverse.add(packed, service)
+            if packed not in old and (always or self._addresses.covers(packed)):
+                self._addresses.add(packed, service)
                 self.prebuilt.drop((reverse_name(packed) + _PTR_IN,))
 
 

@@ -94,11 +94,15 @@ class IpvsSection(
     strict_arp: bool = False
 
 
-class UserspaceSection(Struct, frozen=True, forbid_unknown_fields=True):
+class UserspaceSection(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """``userspace``: settings of that mode."""
 
     workers: int = 0
     """0: one for each processor."""
+    transparent: bool = False
+    """Whether endpoints on this node see their clients' addresses."""
+    transparent_bit: int = UserspaceSettings().transparent_bit
+    """Bit of the packet mark that their answers get."""
 
 
 class VipdConfiguration(
@@ -164,13 +168,18 @@ class Config(Struct, frozen=True, kw_only=True):
 
 
 def load(flags: Flags) -> Config:
-    """Return the configuration from flags and the file they name.
+    """Return the configuration from flags and the file they name. Raise ConfigError."""
+    return checked(flags, read(flags))
 
-    Raise ConfigError.
-    """
-    origin, told = "", VipdConfiguration()
-    if flags.config is not None:
-        origin, told = flags.config, _read(flags.config)
+
+def read(flags: Flags) -> VipdConfiguration:
+    """Return what the file says that flags name, or the defaults. Raise ConfigError."""
+    return VipdConfiguration() if flags.config is None else _read(flags.config)
+
+
+def checked(flags: Flags, told: VipdConfiguration) -> Config:
+    """Return the configuration from flags and what their file says. Raise ConfigError."""
+    origin = flags.config or ""
 
     def pick(flag_name: str, flag: T | None, field: str, value: T) -> tuple[str, T]:
         """Return the value that counts, and where it came from."""
@@ -260,11 +269,6 @@ def _dataplane(origin: str, told: VipdConfiguration, flags: Flags) -> DataplaneS
         why = f"must be between 0 and {LONGEST_DRAIN_SECONDS}"
         raise ConfigError(f"{origin}: drainSeconds", why)
 
-    workers = told.userspace.workers
-    if not 0 <= workers <= MOST_WORKERS:
-        why = f"{workers} is not between 0 and {MOST_WORKERS}"
-        raise ConfigError(f"{origin}: userspace.workers", why)
-
     def timeout(field: str, text: str) -> int:
         return _seconds(f"{origin}: ipvs.{field}", text, LONGEST_IPVS_SECONDS)
 
@@ -276,8 +280,25 @@ def _dataplane(origin: str, told: VipdConfiguration, flags: Flags) -> DataplaneS
             udp_timeout=timeout("udpTimeout", told.ipvs.udp_timeout),
             strict_arp=told.ipvs.strict_arp,
         ),
-        userspace=UserspaceSettings(workers=workers),
+        userspace=_userspace(origin, told),
         drain_seconds=drain,
+    )
+
+
+def _userspace(origin: str, told: VipdConfiguration) -> UserspaceSettings:
+    section = told.userspace
+    if not 0 <= section.workers <= MOST_WORKERS:
+        why = f"{section.workers} is not between 0 and {MOST_WORKERS}"
+        raise ConfigError(f"{origin}: userspace.workers", why)
+    where = f"{origin}: userspace.transparentBit"
+    if not 0 <= section.transparent_bit <= 31:
+        raise ConfigError(where, f"{section.transparent_bit} is not between 0 and 31")
+    if section.transparent and section.transparent_bit == told.masquerade_bit:
+        raise ConfigError(where, f"{section.transparent_bit} is the masqueradeBit, too")
+    return UserspaceSettings(
+        workers=section.workers,
+        transparent=section.transparent,
+        transparent_bit=section.transparent_bit,
     )
 
 

@@ -63,6 +63,8 @@ class WorkerView(Struct, frozen=True):
     open: int
     counters: dict[str, int]
     """What it has counted in all since it began."""
+    missing: int = 0
+    """Listeners that it should have and cannot have yet."""
 
 
 def counters(told: ServerUsage) -> CountersView:
@@ -101,4 +103,5 @@ def worker(told: WorkerUsage) -> WorkerView:
         listeners=told.listeners,
         open=told.open,
         counters=dict(told.counters),
+        missing=told.missing,
     )

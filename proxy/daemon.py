@@ -25,10 +25,11 @@ from vipd.dns.server.service import DnsService
 from vipd.proxy import control, instance, lean, record
 from vipd.proxy.answers import Answers
 from vipd.proxy.choice import begin, choose, require
-from vipd.proxy.config import Config
+from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
 from vipd.proxy.errors import Unsupported
 from vipd.proxy.notify import notify, watchdog
+from vipd.proxy.reload import Reloading
 from vipd.proxy.resolve import left_to_dns
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.protocol import Source
@@ -43,10 +44,11 @@ LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 log = structlog.get_logger()
 
 
-async def run(config: Config, source: Source) -> None:
+async def run(config: Config, source: Source, flags: Flags | None = None) -> None:
     """Serve what the source says until SIGTERM or SIGINT.
 
-    Raise ConfigError, SourceError or Unsupported where it cannot start; nothing is programmed then.
+    `flags` name the configuration file that is followed, if any. Raise ConfigError, SourceError or
+    Unsupported where it cannot start; nothing is programmed then.
     """
     started = time.time()
     stop = asyncio.Event()
@@ -86,6 +88,15 @@ async def run(config: Config, source: Source) -> None:
 
     node = config.node
     dns = DnsService(config.dns, state_directory, node.cluster_cidrs, node.service_cidrs)
+
+    async def change_dns(changed: Config) -> list[str]:
+        needed = await dns.change(changed.dns)
+        sync.leave_to_dns(changed.node.dns_listens)
+        return needed
+
+    reloading = Reloading(flags or Flags(), {"dns": change_dns}, dns.reread)
+    if flags is not None and flags.config is not None:
+        loop.add_signal_handler(signal.SIGHUP, reloading.ask)
     sync = Sync(node, on_update, dns.take)
     own_addresses = FollowedAddresses(sync.take, NEED_OWN_ADDRESSES)
     switching = Switching(
@@ -124,6 +135,7 @@ async def run(config: Config, source: Source) -> None:
                 _serving(switching, config),
                 departures.run(),
                 _preparing(dns, sync),
+                reloading.run(),
             )
         ]
         await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)
@@ -165,13 +177,15 @@ async def _preparing(dns: DnsService, sync: Sync) -> None:
     """
     await way.prepare(dns.listens, sync.settings.service_cidrs, whole=False)
     await dns.in_step()
-    found = {
-        ip_network(str(key.address))
-        for service in sync.snapshot.services.values()
-        for _, key, _ in left_to_dns(service, sync.settings.dns_listens)
-    }
-    await way.prepare(dns.listens, (*sync.table.network.service_cidrs, *found))
-    await asyncio.Event().wait()
+    while True:
+        dns.moved.clear()
+        found = {
+            ip_network(str(key.address))
+            for service in sync.snapshot.services.values()
+            for _, key, _ in left_to_dns(service, sync.settings.dns_listens)
+        }
+        await way.prepare(dns.listens, (*sync.table.network.service_cidrs, *found))
+        await dns.moved.wait()
 
 
 async def _serving(switching: Switching, config: Config) -> None:

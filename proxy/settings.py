@@ -39,6 +39,17 @@ class UserspaceSettings(Struct, frozen=True, kw_only=True):
 
     workers: int = 0
     """Worker processes; 0: one for each processor that this process may use."""
+    transparent: bool = False
+    """Whether endpoints on this node see their clients' addresses, as in the other modes. Off: it
+    takes CAP_NET_RAW in the workers, a policy rule, and a rule that every arriving packet meets."""
+    transparent_bit: int = 12
+    """Bit of the packet mark (0-31) that answers to transparent connections get. 12 is none of
+    those that kube-proxy, Calico, Cilium, Tailscale or the portmap plugin take by default."""
+
+    @property
+    def mark(self) -> int:
+        """The packet mark of the transparent mode, 0 where it is off."""
+        return 1 << self.transparent_bit if self.transparent else 0
 
 
 class DataplaneSettings(Struct, frozen=True, kw_only=True):

@@ -13,16 +13,15 @@ from vipd.backends.userspace import messages
 from vipd.backends.userspace.messages import (
     MOST_LISTENERS,
     Change,
-    Cut,
+    Instruction,
     Listen,
     Stop,
     Told,
 )
 from vipd.backends.userspace.objects import Forwarding, Place
 
-MOST_OPERATIONS = 1_000
+MOST_INSTRUCTIONS = 1_000
 """In one batch, so that a worker goes on forwarding in between."""
-Operation = Listen | Change | Stop | Cut
 
 
 def listeners(place: Place, forwarding: Forwarding, count: int) -> Sequence[int]:
@@ -34,7 +33,7 @@ def listeners(place: Place, forwarding: Forwarding, count: int) -> Sequence[int]
 
 def changes(
     number: int, count: int, held: Set[Place], wanted: Mapping[Place, Forwarding]
-) -> Iterator[Operation]:
+) -> Iterator[Instruction]:
     """Yield what a worker that listens at `held` is told, so that it has its part of `wanted`."""
     for place, forwarding in wanted.items():
         wire = messages.wire_place(place)
@@ -47,17 +46,28 @@ def changes(
             yield Listen(wire, messages.wire_forwarding(forwarding))
 
 
-def stops(held: Set[Place], gone: Collection[Place]) -> list[Operation]:
+def lacking(
+    number: int, count: int, held: Set[Place], wanted: Mapping[Place, Forwarding]
+) -> list[Place]:
+    """Return where a worker that listens at `held` should listen as well."""
+    return [
+        place
+        for place, forwarding in wanted.items()
+        if place not in held and number in listeners(place, forwarding, count)
+    ]
+
+
+def stops(held: Set[Place], gone: Collection[Place]) -> list[Instruction]:
     """Return what a worker that listens at `held` is told, so that it leaves what is gone."""
     return [Stop(messages.wire_place(one), at_once=True) for one in gone if one in held]
 
 
-def batches(operations: Sequence[Operation]) -> list[list[Operation]]:
-    """Return operations in batches with no more listeners than can be sent at once."""
-    parts: list[list[Operation]] = []
+def batches(instructions: Sequence[Instruction]) -> list[list[Instruction]]:
+    """Return instructions in batches with no more listeners than can be sent at once."""
+    parts: list[list[Instruction]] = []
     new = MOST_LISTENERS
-    for one in operations:
-        if not parts or new >= MOST_LISTENERS or len(parts[-1]) >= MOST_OPERATIONS:
+    for one in instructions:
+        if not parts or new >= MOST_LISTENERS or len(parts[-1]) >= MOST_INSTRUCTIONS:
             parts.append([])
             new = 0
         parts[-1].append(one)

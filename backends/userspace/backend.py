@@ -6,20 +6,23 @@ Lives here: nothing but the binding to backends/protocol.py, and what the mode d
 from collections.abc import Iterable, Sequence
 
 from vipd.backends.protocol import Capabilities, Difference, Packet, Serving, Step
-from vipd.backends.userspace.compile import Program, serving
+from vipd.backends.userspace.compile import serving
 from vipd.backends.userspace.observed import Observed, dump, load
+from vipd.backends.userspace.operations import UserspacePlan
 from vipd.backends.userspace.plan import (
-    UserspacePlan,
     compile_program,
     expected,
     plan,
     plan_changes,
     without,
 )
+from vipd.backends.userspace.program import Program
 from vipd.backends.userspace.trace import trace
 from vipd.proxy.names import Protocol
+from vipd.proxy.settings import DataplaneSettings
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
+_DEFAULT = DataplaneSettings()
 DIFFERENCES = (
     Difference(
         "source-is-the-node",
@@ -51,12 +54,28 @@ DIFFERENCES = (
 )
 
 
+TRANSPARENT_DIFFERENCES = (
+    Difference(
+        "source-is-the-node",
+        "endpoints on other nodes, and at addresses of this node, see an address of this node, "
+        "whoever the client is",
+    ),
+    *DIFFERENCES[1:],
+)
+"""With `userspace.transparent`."""
+
+
 class UserspaceCompiler:
     """The pure half (see Compiler)."""
 
     mode = "userspace"
-    differences: Sequence[Difference] = DIFFERENCES
     portion: int | None = 1_000
+
+    def __init__(self, settings: DataplaneSettings = _DEFAULT) -> None:
+        self._mark = settings.userspace.mark
+        self.differences: Sequence[Difference] = (
+            TRANSPARENT_DIFFERENCES if self._mark else DIFFERENCES
+        )
 
     def lacks(self, server: VirtualServer, capabilities: Capabilities) -> str:
         """Return why this mode cannot serve a virtual server here, or an empty text."""
@@ -66,7 +85,7 @@ class UserspaceCompiler:
 
     def compile(self, virtual_servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
         """Return the program that serves these virtual servers."""
-        return compile_program(virtual_servers, network)
+        return compile_program(virtual_servers, network, self._mark)
 
     def plan(self, observed: Observed | None, wanted: Program) -> tuple[UserspacePlan, Program]:
         """Return the plan from what there is to `wanted`."""

@@ -1,19 +1,13 @@
 """From virtual servers to what userspace mode keeps: places, elements of sets, local routes.
 
-Lives here: the program and the pure function from one virtual server to its things. Must not:
-compare programs (plan.py) or know the fixed rules (rules.py).
+Lives here: the pure function from one virtual server to its things. Must not: compare programs
+(plan.py) or know the fixed rules (rules.py).
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
 
-from immutables import Map, MapMutation
-from msgspec import structs
-
-from vipd.backends import answering
 from vipd.backends.answering import answered, source, with_address
 from vipd.backends.protocol import Serving
-from vipd.backends.things import Entries
 from vipd.backends.userspace.objects import (
     ADDRESSES,
     ALLOWED,
@@ -25,82 +19,23 @@ from vipd.backends.userspace.objects import (
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Surroundings,
     Thing,
     Value,
 )
+from vipd.backends.userspace.program import Program, everyone
 from vipd.proxy.names import Address, Protocol
 from vipd.proxy.virtualserver import (
     Endpoint,
     Key,
+    Masquerade,
     NodeNetwork,
     Refusal,
     Use,
     VirtualServer,
 )
-
-Target = tuple[Address, Protocol, int]
-"""Where an endpoint is."""
-KT = TypeVar("KT", bound=Hashable)
-
-
-class Program(Entries, frozen=True):
-    """What should be there. Immutable: a change shares the rest.
-
-    Shared are the route to an address and its guard.
-    """
-
-    targets: Map[Target, int] = Map()
-    """How many virtual servers have an endpoint there: whether anything depends on a place of this
-    node that comes or goes."""
-    addresses: Map[Address, int] = Map()
-    """How many virtual servers have each address."""
-
-
-def indexed(
-    program: Program, gone: Iterable[VirtualServer], new: Iterable[VirtualServer]
-) -> Program:
-    """Return the program with its `targets` and `addresses` without `gone` and with `new`."""
-    targets, addresses = program.targets.mutate(), program.addresses.mutate()
-    for servers, step in ((gone, -1), (new, +1)):
-        for server in servers:
-            key = server.key
-            for one in _everyone(server):
-                _count(targets, (one.address, key.protocol, one.port), step)
-            if key.address is not None:
-                _count(addresses, key.address, step)
-    return structs.replace(program, targets=targets.finish(), addresses=addresses.finish())
-
-
-def _count(counts: MapMutation[KT, int], what: KT, step: int) -> None:
-    count = counts.get(what, 0) + step
-    if count:
-        counts[what] = count
-    else:
-        del counts[what]
-
-
-def beside(program: Program, key: Key) -> list[Key]:
-    """Return the keys whose things change when `key` comes or goes.
-
-    These are the same port of the node, and whoever has an endpoint at a place of the key; hardly
-    anybody has, so that it need not be known who.
-    """
-    found = answering.beside(program, key)
-    places = {
-        (address, key.protocol, key.port)
-        for address in answered(key, program.network)
-        if (address, key.protocol, key.port) in program.targets
-    }
-    if places:
-        found += [
-            server.key
-            for server in program.entries.values()
-            if server.key.protocol is key.protocol
-            and any((one.address, key.protocol, one.port) in places for one in _everyone(server))
-        ]
-    return found
 
 
 def things(program: Program, key: Key) -> dict[Thing, Value]:
@@ -115,18 +50,35 @@ def things(program: Program, key: Key) -> dict[Thing, Value]:
         return {}
     made: dict[Thing, Value] = {}
     inside, outside = endpoints(server)
-    if any(_is_here(program, server, one) for one in _everyone(server)):
+    if any(_is_here(program, server, one) for one in everyone(server)):
         inside, outside = (
             tuple(one for one in some if not _is_here(program, server, one))
             for some in (inside, outside)
         )
+    transparent = _transparent(program, server, (*inside, *outside)) if program.mark else ()
     for address in answered(key, program.network):
         if key.address is None and (
             with_address(key, address) in program.entries or _needs_interface(address)
         ):
             continue
-        made |= _things_at(server, address, program.network, inside, outside)
+        if transparent:  # first: no answer may be lost
+            made[ReturnPath(key.family)] = hex(program.mark)
+        made |= _things_at(server, address, program.network, inside, outside, transparent)
     return made
+
+
+def _transparent(
+    program: Program, server: VirtualServer, endpoints: Iterable[Endpoint]
+) -> tuple[Address, ...]:
+    """Return the endpoints that see their clients' addresses: those whose answers come by here.
+
+    So only pods of this node. What has an address of the node itself answers without passing it.
+    """
+    if server.masquerade is Masquerade.ALWAYS:
+        return ()
+    own = program.network.own_addresses
+    found = {one.address for one in endpoints if one.local and one.address not in own}
+    return tuple(sorted(found, key=int))
 
 
 def refusal(program: Program, key: Key) -> str:
@@ -140,25 +92,27 @@ def refusal(program: Program, key: Key) -> str:
 def serving(program: Program, key: Key) -> Serving | None:
     """Return how a virtual server is served; None where the program does not have it.
 
-    Workers connect to every endpoint, so that it sees an address of the node.
+    Workers connect to every endpoint, so that it sees an address of the node, unless it is one of
+    those that see their clients.
     """
     server = program.entries.get(key)
     if server is None:
         return None
-    everyone = tuple(dict.fromkeys(_everyone(server)))
-    here = [one for one in everyone if _is_here(program, server, one)]
+    endpoints = tuple(dict.fromkeys(everyone(server)))
+    here = [one for one in endpoints if _is_here(program, server, one)]
+    transparent = _transparent(program, server, endpoints) if program.mark else ()
     return Serving(
         refusal=refusal(program, key),
         served=not _never(key),
         passed_over=tuple(
             (one, "this node serves it itself, and may not ask itself") for one in here
         ),
-        connected=everyone,
+        connected=tuple(one for one in endpoints if one.address not in transparent),
     )
 
 
 def _wrong_endpoints(program: Program, server: VirtualServer) -> Iterator[str]:
-    found = dict.fromkeys(_everyone(server))
+    found = dict.fromkeys(everyone(server))
     served = [one for one in found if _is_here(program, server, one)]
     if served:
         yield f"left out, as this node serves them itself: {_listed(served)}"
@@ -205,13 +159,11 @@ def _is_here(program: Program, server: VirtualServer, one: Endpoint) -> bool:
     )
 
 
-def _everyone(server: VirtualServer) -> tuple[Endpoint, ...]:
-    return (*server.cluster, *server.local) if server.local else server.cluster
-
-
 def is_shared(thing: Thing) -> bool:
     """Return whether several virtual servers can need the thing."""
-    return isinstance(thing, Route) or (isinstance(thing, Element) and thing.set == ADDRESSES)
+    if isinstance(thing, Element):
+        return thing.set == ADDRESSES
+    return isinstance(thing, Route | ReturnPath)
 
 
 def _needs_interface(address: Address) -> bool:
@@ -231,13 +183,14 @@ def _things_at(
     network: NodeNetwork,
     inside: tuple[Endpoint, ...],
     outside: tuple[Endpoint, ...],
+    transparent: tuple[Address, ...],
 ) -> dict[Thing, Value]:
     key = server.key
     place = Place(key.family, key.protocol, address, key.port)
     own = key.address is None or address in network.own_addresses
     made: dict[Thing, Value] = {}
     if inside or outside:
-        made[place] = forwarding(server, inside, outside)
+        made[place] = forwarding(server, inside, outside, transparent)
     made |= dict.fromkeys(_elements(server, place, inside, outside), "")
     if not own:
         made[Element(key.family, ADDRESSES, str(address))] = ""
@@ -258,7 +211,10 @@ def endpoints(server: VirtualServer) -> tuple[tuple[Endpoint, ...], tuple[Endpoi
 
 
 def forwarding(
-    server: VirtualServer, inside: tuple[Endpoint, ...], outside: tuple[Endpoint, ...]
+    server: VirtualServer,
+    inside: tuple[Endpoint, ...],
+    outside: tuple[Endpoint, ...],
+    transparent: tuple[Address, ...] = (),
 ) -> Forwarding:
     """Return how workers serve the places of a virtual server."""
     bare_inside = _bare(inside)
@@ -271,6 +227,8 @@ def forwarding(
         allowed_sources=server.allowed_sources,
         sets_aside=not server.keeps_failing,
         proxy_protocol=server.proxy_protocol,
+        transparent=transparent,
+        transparent_for_pods=bool(transparent) and server.masquerade is Masquerade.OFF_CLUSTER,
     )
 
 

@@ -6,7 +6,7 @@ Lives here: the effects of this backend. Must not: know what a program means (co
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,22 +16,25 @@ from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.sysctl import Setting, Sysctls
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import messages, probe
 from vipd.backends.userspace.assignment import served
+from vipd.backends.userspace.compile import is_shared
 from vipd.backends.userspace.objects import (
-    ADDRESSES,
     ROUTE_PROTOCOL,
     TABLE,
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Thing,
     Value,
 )
 from vipd.backends.userspace.observed import Fixed, Observed, decode
-from vipd.backends.userspace.plan import Operation, Unit, UserspacePlan
+from vipd.backends.userspace.operations import Operation, UserspacePlan
+from vipd.backends.userspace.policy_routing import ReturnPaths, wrong_settings
 from vipd.backends.userspace.workers import Workers
 from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
@@ -42,6 +45,11 @@ from vipd.proxy.words import counted
 ELEMENTS_AT_ONCE = 10_000
 SHORTEST_SWEEP_SECONDS, LONGEST_SWEEP_SECONDS = 0.5, 10.0
 """Between two looks at whether what waits may go."""
+MIGRATION = Setting(
+    "net/ipv4/tcp_migrate_req",
+    "1",
+    "connections that wait for a worker that ends go to another one (Linux 5.14, IPv6 too)",
+)
 _DEFAULT = DataplaneSettings()
 
 log = structlog.get_logger()
@@ -50,7 +58,8 @@ log = structlog.get_logger()
 class UserspaceDriver:
     """Workers and rules of this process's network namespace.
 
-    `state` is the folder under which the workers' control sockets are.
+    `state` is the folder under which the workers' control sockets and the record of the changed
+    sysctl are.
     """
 
     def __init__(
@@ -61,17 +70,22 @@ class UserspaceDriver:
     ) -> None:
         self._nft = Nft(inherited=inherited)
         self._routes = LocalRoutes(ROUTE_PROTOCOL)
+        self._return_paths = ReturnPaths(self._nft)
+        self._transparent = settings.userspace.transparent
         self._folder = state / "workers"
         self._workers = Workers(
-            settings.userspace.workers or len(os.sched_getaffinity(0)), self._folder
+            settings.userspace.workers or len(os.sched_getaffinity(0)),
+            self._folder,
+            transparent=self._transparent,
         )
+        self._sysctls = Sysctls(state / "sysctls-userspace.json")
         self._waiting: dict[Thing, Value] = {}
         self._order = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""
-        return Capabilities("userspace", await probe.capabilities(self._nft))
+        return Capabilities("userspace", await probe.capabilities(self._nft, self._transparent))
 
     async def observe(self) -> Observed | None:
         """Return what there is of ours, or None when there is nothing."""
@@ -91,6 +105,8 @@ class UserspaceDriver:
             except (msgspec.DecodeError, LookupError, TypeError, ValueError) as error:
                 raise UnknownResult(f"nft's listing is not understood: {error!r}") from error
             things |= {Element(family, *each): "" for each in elements}
+        for family, mark in (await self._return_paths.observe()).items():
+            things[ReturnPath(family)] = mark
         told = await self._workers.reports()
         for place, forwarding in served(told, self._workers.count).items():
             things[place] = forwarding
@@ -104,10 +120,12 @@ class UserspaceDriver:
     async def commit(self, plan: UserspacePlan) -> Committed:
         """Do the plan. A virtual server that is rejected does not keep the others out."""
         async with self._order:
+            # Where it cannot be written, those that wait are reset, as with any other server.
+            self._sysctls.apply([MIGRATION])
             await self._workers.complete()
             if plan.surroundings is not None:
                 await self._workers.surround(plan.surroundings)
-            rejected = await self._units(plan.prologue, plan.units)
+            rejected = await self._do(plan)
             if self._waiting:
                 await self._remove_idle()
         if self._waiting and (self._sweeping is None or self._sweeping.done()):
@@ -145,6 +163,9 @@ class UserspaceDriver:
         """Return what `teardown` would remove, in its words. Changes nothing."""
         words = [f"table {word} {TABLE}" for word in await self._tables()]
         words += [f"local route {one}" for one in await self._addresses()]
+        paths = await self._return_paths.observe()
+        words += [f"return path of transparent connections ({one})" for one in paths]
+        words += self._sysctls.changed()
         await self._workers.find()
         if running := self._workers.running:
             is_open = (await self._workers.open()).total()
@@ -172,6 +193,8 @@ class UserspaceDriver:
             tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
             if tables:
                 await self._nft.run(["-f", "-"], "".join(tables))
+            await self._return_paths.remove(await self._return_paths.observe())
+            self._sysctls.restore()
             return words
 
     async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
@@ -180,31 +203,40 @@ class UserspaceDriver:
 
     # The steps of a commit
 
-    async def _units(
-        self, prologue: Sequence[str], units: Sequence[Unit]
-    ) -> dict[Key, DataplaneError]:
-        """Do all units kind by kind, whatever their number, in the order that plan.py explains."""
-        rejected: dict[Key, DataplaneError] = {
-            unit.key: Rejected("", unit.conflict)
-            for unit in units
+    async def _do(self, plan: UserspacePlan) -> dict[Key, DataplaneError]:
+        """Do all units kind by kind, whatever their number, in the order that plan.py explains.
+
+        Return who is rejected. Nothing of them is left but what was there before.
+        """
+        wanted, _ = _parted(plan.standing())
+        failed = await self._return(wanted)  # first: no answer may be lost
+        rejected = plan.concerned(failed | await self._listen(wanted))
+        brought, gone = _parted(plan.standing(rejected))
+        for one in brought:
+            self._waiting.pop(one.thing, None)
+        # Without a route in between it is one transaction.
+        apart = any(isinstance(one.thing, Route) for one in brought)
+        await self._elements(plan.prologue, brought if apart else [*brought, *gone])
+        if failed := await self._route(brought):
+            rejected |= plan.concerned(failed)
+            stays, gone = _parted(plan.standing(rejected))
+            await self._elements((), _undone(brought, stays))
+        if rejected:
+            stays, _ = _parted(plan.standing(rejected))
+            await self._listen(_undone(wanted, stays))
+            self._waiting |= plan.unneeded(rejected)
+        if apart:
+            await self._elements((), gone)
+        await self._listen(gone)
+        for unit in plan.units:
+            if unit.key not in rejected:
+                self._waiting |= {one.thing: one.value for one in unit.later}
+        conflicts = {
+            unit.key: Rejected(str(unit.key), unit.conflict)
+            for unit in plan.units
             if unit.conflict and unit.key is not None
         }
-        operations = [one for unit in units for one in unit.now]
-        for one in operations:
-            if one.verb != "del":
-                self._waiting.pop(one.thing, None)
-        brought = [one for one in operations if one.verb != "del"]
-        gone = [one for one in operations if one.verb == "del"]
-        failed = await self._listen(brought)
-        await self._elements(prologue, brought)
-        failed |= await self._route(brought)
-        if failed:
-            rejected |= await self._take_back(units, failed)
-        await self._elements((), gone)
-        await self._listen(gone)
-        for unit in units:
-            self._waiting |= {one.thing: one.value for one in unit.later}
-        return rejected
+        return {**conflicts, **rejected}
 
     async def _elements(self, prologue: Sequence[str], operations: Iterable[Operation]) -> None:
         groups: dict[tuple[str, Family, str], list[str]] = {}
@@ -237,6 +269,24 @@ class UserspaceDriver:
         failed = await self._workers.serve(wanted, gone)
         return {place: error for place, error in failed.items()}  # noqa: C416 - another key type
 
+    async def _return(self, operations: Iterable[Operation]) -> dict[Thing, DataplaneError]:
+        failed: dict[Thing, DataplaneError] = {}
+        for one in {
+            one.thing: one for one in operations if isinstance(one.thing, ReturnPath)
+        }.values():
+            family = one.thing.family
+            wrong = wrong_settings() if family is Family.IPV4 else []
+            if wrong:
+                log.error(
+                    "endpoints that see their clients do not reach them",
+                    why=f"{' '.join(wrong)} set", remedy=probe.SOURCE_REMEDY,
+                )  # fmt: skip
+            try:
+                await self._return_paths.bring(family, str(one.value))
+            except Rejected as error:
+                failed[one.thing] = error
+        return failed
+
     async def _route(self, operations: Iterable[Operation]) -> dict[Thing, DataplaneError]:
         wanted = {
             Wanted(one.verb, one.thing.address, str(one.value)): one.thing
@@ -245,34 +295,6 @@ class UserspaceDriver:
         }
         failed = await asyncio.to_thread(self._routes.change, list(wanted))
         return {wanted[one]: error for one, error in failed.items()}
-
-    async def _take_back(
-        self, units: Sequence[Unit], failed: Mapping[Thing, DataplaneError]
-    ) -> dict[Key, DataplaneError]:
-        """Return whom the failures concern; what only these have is closed again."""
-        rejected: dict[Key, DataplaneError] = {}
-        unheard: list[Place] = []
-        unserved: list[Operation] = []
-        for unit in units:
-            error = next((failed[one.thing] for one in unit.now if one.thing in failed), None)
-            if error is None or unit.key is None:
-                continue
-            rejected[unit.key] = error
-            unheard += [
-                one.thing
-                for one in unit.now
-                if isinstance(one.thing, Place) and one.verb == "add" and one.thing not in failed
-            ]
-            unserved += [
-                Operation("del", *one[1:])
-                for one in unit.now
-                if isinstance(one.thing, Element)
-                and one.verb == "add"
-                and one.thing.set != ADDRESSES
-            ]
-        await self._workers.serve({}, unheard)
-        await self._elements((), unserved)
-        return rejected
 
     # What waits for its connections
 
@@ -294,13 +316,24 @@ class UserspaceDriver:
         due = [
             Operation("del", one, value)
             for one, value in self._waiting.items()
-            if _address(one) not in busy
+            if not isinstance(one, ReturnPath) and _address(one) not in busy
         ]
         await self._route([one for one in due if isinstance(one.thing, Route)])
+        await self._remove_unused([one for one in self._waiting if isinstance(one, ReturnPath)])
         # Added first: whoever took one away meanwhile must not keep the others from going.
         await self._elements((), [*(one._replace(verb="add") for one in due), *due])
         for one in due:
             self._waiting.pop(one.thing, None)
+
+    async def _remove_unused(self, waiting: Sequence[ReturnPath]) -> None:
+        """Remove return paths that no connection of a transparent worker can need any more."""
+        if not waiting:
+            return
+        busy = {place.family for place in await self._workers.open(transparent=True)}
+        due = [one for one in waiting if one.family not in busy]
+        await self._return_paths.remove([one.family for one in due])
+        for one in due:
+            self._waiting.pop(one, None)
 
     async def _tables(self) -> list[str]:
         there = await self._nft.tables()
@@ -311,6 +344,25 @@ class UserspaceDriver:
         return [one.address for one in listed if one.protocol == ROUTE_PROTOCOL]
 
 
-def _address(thing: Thing) -> str:
+def _address(thing: Route | Element | Place) -> str:
     """Return the address that a route or its guard is about."""
     return thing.text if isinstance(thing, Element) else str(thing.address)
+
+
+def _parted(operations: Iterable[Operation]) -> tuple[list[Operation], list[Operation]]:
+    """Return what is brought, and what goes."""
+    brought: list[Operation] = []
+    gone: list[Operation] = []
+    for one in operations:
+        (gone if one.verb == "del" else brought).append(one)
+    return brought, gone
+
+
+def _undone(brought: Iterable[Operation], stays: Iterable[Operation]) -> list[Operation]:
+    """Return what takes back what was added and does not stay; what is shared waits instead."""
+    kept = {one.thing for one in stays}
+    return [
+        one._replace(verb="del")
+        for one in brought
+        if one.verb == "add" and one.thing not in kept and not is_shared(one.thing)
+    ]

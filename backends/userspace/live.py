@@ -10,8 +10,9 @@ from msgspec import structs
 
 from vipd.backends.protocol import Known, Packet
 from vipd.backends.usage import ClientUsage, Counting, EndpointUsage, ServerUsage
-from vipd.backends.userspace.compile import Program, things
+from vipd.backends.userspace.compile import things
 from vipd.backends.userspace.objects import Forwarding, Place
+from vipd.backends.userspace.program import Program
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Protocol, family_of
 from vipd.proxy.virtualserver import Endpoint, Key, VirtualServer

@@ -34,6 +34,8 @@ class WireForwarding(Struct, array_like=True, frozen=True):
     allowed_sources: tuple[str, ...] | None
     sets_aside: bool
     proxy_protocol: bool
+    transparent: tuple[str, ...] = ()
+    transparent_for_pods: bool = False
 
 
 class WireSurroundings(Struct, array_like=True, frozen=True):
@@ -79,11 +81,14 @@ class Cut(Struct, tag=True, array_like=True):
     endpoint: WireEndpoint
 
 
+Instruction = Listen | Change | Stop | Cut
+
+
 class Batch(Struct, tag=True, array_like=True):
     """Do these in order, and say `Done` with the same number."""
 
     number: int
-    operations: list[Listen | Change | Stop | Cut]
+    instructions: list[Instruction]
     surroundings: WireSurroundings | None = None
 
 
@@ -141,6 +146,8 @@ class Done(Struct, tag=True, array_like=True):
     failed: list[tuple[WirePlace, str]]
     cut: int = 0
     """How many connections and sessions were ended by it."""
+    short: list[tuple[WirePlace, str]] = []
+    """What failed for want of a descriptor: it may be given again soon."""
 
 
 class ServedPlace(Struct, array_like=True, frozen=True):
@@ -159,6 +166,8 @@ class Told(Struct, tag=True, array_like=True):
     retired: bool
     surroundings: WireSurroundings
     places: list[ServedPlace]
+    transparent: bool = False
+    """Whether it may show clients' addresses to endpoints."""
 
 
 class EndpointReport(Struct, array_like=True, frozen=True):
@@ -286,6 +295,8 @@ def wire_forwarding(one: Forwarding) -> WireForwarding:
         None if sources is None else tuple(map(str, sources)),
         one.sets_aside,
         one.proxy_protocol,
+        tuple(map(str, one.transparent)),
+        one.transparent_for_pods,
     )
 
 
@@ -302,6 +313,8 @@ def forwarding_of(told: WireForwarding) -> Forwarding:
         allowed_sources=None if sources is None else tuple(map(parse_network, sources)),
         sets_aside=told.sets_aside,
         proxy_protocol=told.proxy_protocol,
+        transparent=tuple(map(parse_address, told.transparent)),
+        transparent_for_pods=told.transparent_for_pods,
     )
 
 

@@ -54,6 +54,12 @@ class Place(NamedTuple):
         return f"{self.address} . {self.protocol.lower()} . {self.port}"
 
 
+class ReturnPath(NamedTuple):
+    """What lets answers to transparent connections arrive; its value is the packet mark, in hex."""
+
+    family: Family
+
+
 class Forwarding(Struct, frozen=True, kw_only=True):
     """How workers serve a place.
 
@@ -76,6 +82,10 @@ class Forwarding(Struct, frozen=True, kw_only=True):
     """Whether endpoints that refuse or time out are set aside for a while."""
     proxy_protocol: bool = False
     """Whether endpoints are told the client's address first, by PROXY protocol version 2."""
+    transparent: tuple[Address, ...] = ()
+    """Addresses of endpoints that are connected to from the client's own address."""
+    transparent_for_pods: bool = False
+    """Whether they are so only where the client is a pod."""
 
     def __str__(self) -> str:
         told = [f"{self.algorithm} to {_listed(self.inside)}"]
@@ -94,6 +104,9 @@ class Forwarding(Struct, frozen=True, kw_only=True):
             yield "failing endpoints stay"
         if self.proxy_protocol:
             yield "PROXY protocol"
+        if self.transparent:
+            whom = "pods" if self.transparent_for_pods else "clients"
+            yield f"addresses of {whom} shown to {' '.join(map(str, self.transparent))}"
 
     @property
     def is_alone(self) -> bool:
@@ -123,9 +136,10 @@ class Surroundings(Struct, frozen=True):
         return f"pods {by}, own addresses {own}"
 
 
-Thing = Route | Element | Place
+Thing = Route | Element | Place | ReturnPath
 Value = str | Forwarding
-"""Of a route its source, of an element nothing (an empty text), of a place its forwarding."""
+"""Of a route its source, of an element nothing (an empty text), of a place its forwarding, of a
+return path its mark."""
 
 
 def _listed(endpoints: tuple[Endpoint, ...]) -> str:

@@ -26,6 +26,7 @@ from vipd.backends.userspace.objects import (
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Surroundings,
     Thing,
@@ -79,6 +80,7 @@ class _Dump(Struct, array_like=True):
     places: list[tuple[WirePlace, WireForwarding]]
     fixed: list[tuple[Family, Fixed]]
     surroundings: WireSurroundings | None
+    return_paths: list[tuple[Family, str]] = []
 
 
 def dump(seen: Observed) -> bytes:
@@ -90,6 +92,8 @@ def dump(seen: Observed) -> bytes:
             told.routes.append((thing.family, str(thing.address), str(value)))
         elif isinstance(thing, Element):
             told.elements.append(thing)
+        elif isinstance(thing, ReturnPath):
+            told.return_paths.append((thing.family, str(value)))
         elif isinstance(thing, Place) and isinstance(value, Forwarding):
             told.places.append((wire_place(thing), wire_forwarding(value)))
     return msgspec.json.encode(told)
@@ -105,5 +109,6 @@ def load(text: bytes) -> Observed:
         things[Element(family, name, element)] = ""
     for place, forwarding in told.places:
         things[place_of(place)] = forwarding_of(forwarding)
+    things |= {ReturnPath(family): mark for family, mark in told.return_paths}
     around = None if told.surroundings is None else surroundings_of(told.surroundings)
     return Observed(things, dict(told.fixed), around)

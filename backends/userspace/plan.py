@@ -1,7 +1,7 @@
-"""Plans: the difference between what there is and a program, as operations in order.
+"""From what there is and a program to a plan.
 
-Lives here: the plan, its text, and the pure functions that make plans. Must not: talk to the kernel
-or to workers.
+Lives here: the pure functions that make plans (operations.py). Must not: talk to the kernel or to
+workers.
 
 In a unit everything is added before anything goes: the listener, elements, the route last. What the
 guard lets through has a listener at every moment, so that no port of the node's own shows. A
@@ -9,20 +9,13 @@ listener that goes takes no new connection; the route to its address and the gua
 `later`, until the connections have ended.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from immutables import Map
-from msgspec import Struct
 
 from vipd.backends import things as shared
-from vipd.backends.local_routes import Verb, Wanted, told
-from vipd.backends.nftables.objects import elements_command
 from vipd.backends.things import Difference, Rules, against, changed, counted
 from vipd.backends.userspace.compile import (
-    Program,
-    beside,
-    indexed,
     is_shared,
     refusal,
     surroundings,
@@ -30,93 +23,26 @@ from vipd.backends.userspace.compile import (
 )
 from vipd.backends.userspace.objects import (
     ADDRESSES,
-    ROUTE_PROTOCOL,
-    TABLE,
     Element,
     Place,
     Route,
-    Surroundings,
     Thing,
     Value,
 )
 from vipd.backends.userspace.observed import Fixed, Observed
+from vipd.backends.userspace.operations import Needed, Operation, Unit, UserspacePlan
+from vipd.backends.userspace.program import Program, beside, indexed
 from vipd.backends.userspace.rules import commands, fixed
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
 
 
-class Operation(NamedTuple):
-    """One thing that is added, changed or taken away; `value` is what it is then (or was)."""
-
-    verb: Verb
-    thing: Thing
-    value: Value
-
-    def __str__(self) -> str:
-        thing, value = self.thing, self.value
-        if isinstance(thing, Route):
-            return told(Wanted(self.verb, thing.address, str(value)), ROUTE_PROTOCOL)
-        if isinstance(thing, Element):
-            verb = "delete" if self.verb == "del" else "add"
-            return f"nft {elements_command(verb, thing.family, thing.set, [thing.text], TABLE)}"
-        words = {"add": "listen", "replace": "change", "del": "close"}
-        return f"{words[self.verb]} {thing}" + ("" if self.verb == "del" else f": {value}")
-
-
-class Unit(Struct, frozen=True):
-    """What one virtual server changes; `key` is None for what belongs to none (stray things).
-
-    `conflict` says why it cannot be done at all, or not as it should be.
-    """
-
-    key: Key | None
-    now: tuple[Operation, ...] = ()
-    later: tuple[Operation, ...] = ()
-    conflict: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.now or self.later or self.conflict)
-
-
-class UserspacePlan(Struct, frozen=True):
-    """A plan for the driver. `prologue` are nft commands that make the fixed rules."""
-
-    prologue: tuple[str, ...] = ()
-    units: tuple[Unit, ...] = ()
-    surroundings: Surroundings | None = None
-    """What the workers are told of the node, where that changes."""
-
-    def __bool__(self) -> bool:
-        return bool(self.prologue or self.units or self.surroundings is not None)
-
-    @property
-    def due(self) -> bool:
-        """Return whether anything is to be done now; what waits for its connections is not."""
-        if self.prologue or self.surroundings is not None:
-            return True
-        return any(unit.now or unit.conflict for unit in self.units)
-
-    def __str__(self) -> str:
-        lines = [f"nft {line}" for line in self.prologue]
-        if self.surroundings is not None:
-            lines.append(f"tell workers: {self.surroundings}")
-        for unit in self.units:
-            if unit.conflict:
-                lines.append(f"# {unit.key}: {unit.conflict}")
-            lines += map(str, unit.now)
-            lines += [f"{one} # when its connections have ended" for one in unit.later]
-        return "".join(f"{line}\n" for line in lines)
-
-    @property
-    def size(self) -> int:
-        """Return the number of operations, and of commands of the prologue."""
-        return len(self.prologue) + sum(len(unit.now) + len(unit.later) for unit in self.units)
-
-
-def compile_program(servers: Iterable[VirtualServer], network: NodeNetwork) -> Program:
-    """Return the program that serves these virtual servers."""
+def compile_program(
+    servers: Iterable[VirtualServer], network: NodeNetwork, mark: int = 0
+) -> Program:
+    """Return the program that serves these virtual servers; `mark` as Program has it."""
     entries = Map({one.key: one for one in servers})
-    program = Program(network, entries, Map())
+    program = Program(network, entries, Map(), mark=mark)
     return counted(indexed(program, (), entries.values()), _RULES)
 
 
@@ -136,14 +62,17 @@ def plan(observed: Observed | None, wanted: Program) -> tuple[UserspacePlan, Pro
             for one in gone:
                 del held[one]
     units = []
+    needed: dict[Thing, Needed] = {}
     for (key, old, new), why in against(held, wanted, _RULES, lambda new: _conflict(new, seen)):
         why = why or (refusal(wanted, key) if key is not None else "")
         units.append(_unit(key, old, new, why))
+        _need(needed, key, new)
     around = surroundings(wanted.network)
     made = UserspacePlan(
         tuple(prologue),
         tuple(unit for unit in units if unit),
         around if around != seen.surroundings else None,
+        needed,
     )
     return made, wanted
 
@@ -161,6 +90,9 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
     for key in dict.fromkeys((*pairs, *changes.virtual_servers)):
         old, new = pairs.get(key, ({}, {}))
         units.append(_unit(key, old, new, refusal(after, key)))
+    needed: dict[Thing, Needed] = {}
+    for one in differences:
+        _need(needed, one.key, one.new, programmed.shared)  # others need what was there before
     prologue: list[str] = []
     if changes.network is not None:
         for family in Family:
@@ -171,8 +103,22 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
         tuple(prologue),
         tuple(unit for unit in units if unit),
         around if around != surroundings(programmed.network) else None,
+        needed,
     )
     return made, after
+
+
+def _need(
+    needed: dict[Thing, Needed],
+    key: Key | None,
+    new: Mapping[Thing, Value],
+    before: Container[object] = (),
+) -> None:
+    """Note what of the things of a virtual server is shared, and was not there before."""
+    if key is not None:
+        for thing, value in new.items():
+            if is_shared(thing) and thing not in before:
+                needed.setdefault(thing, Needed(value, [])).keys.append(key)
 
 
 def _handed_over(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from vipd.backends.nftables.objects import Chain, Rule
 from vipd.backends.nftables.pipeline import NOT_A_SYN
 from vipd.backends.protocol import Packet, Step
-from vipd.backends.userspace.compile import Program, things
+from vipd.backends.userspace.compile import things
 from vipd.backends.userspace.objects import (
     ADDRESSES,
     ALLOWED,
@@ -21,6 +21,7 @@ from vipd.backends.userspace.objects import (
     Place,
     Route,
 )
+from vipd.backends.userspace.program import Program
 from vipd.backends.userspace.rules import chains
 from vipd.proxy.names import family_of, parse_network
 from vipd.proxy.virtualserver import Key

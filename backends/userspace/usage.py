@@ -51,9 +51,15 @@ def places(
 
 
 def usage(
-    where: Mapping[Place, Key], reported: Sequence[Reported], restarts: Mapping[int, int]
+    where: Mapping[Place, Key],
+    reported: Sequence[Reported],
+    restarts: Mapping[int, int],
+    missing: Mapping[int, int],
 ) -> Usage:
-    """Return what workers have counted, each at its places, put together."""
+    """Return what workers have counted, each at its places, put together.
+
+    `restarts` and `missing`, listeners that a worker cannot have yet, are by its number.
+    """
     told: dict[Key, list[tuple[int, PlaceReport]]] = {}
     for one in reported:
         for report in one.places:
@@ -65,11 +71,18 @@ def usage(
     workers.sort(key=lambda one: (one.retired, one.number, one.pid))
     return Usage(
         {key: _server(reports) for key, reports in told.items()},
-        tuple(_worker(one, restarts.get(one.number, 0)) for one in workers),
+        tuple(
+            _worker(
+                one,
+                restarts.get(one.number, 0),
+                0 if one.retired else missing.get(one.number, 0),
+            )
+            for one in workers
+        ),
     )
 
 
-def _worker(one: Reported, restarts: int) -> WorkerUsage:
+def _worker(one: Reported, restarts: int, missing: int) -> WorkerUsage:
     return WorkerUsage(
         number=one.number,
         pid=one.pid,
@@ -79,6 +92,7 @@ def _worker(one: Reported, restarts: int) -> WorkerUsage:
         listeners=one.listeners,
         open=one.connections,
         counters=one.counters,
+        missing=missing,
     )
 
 

@@ -51,6 +51,7 @@ class Worker:
         self.path = path
         self.number, self.pid, self.version = told.number, told.pid, told.version
         self.retired = told.retired
+        self.transparent = told.transparent
         self.told = told
         """What it said when it was found."""
         self.places: set[Place] = {messages.place_of(one.place) for one in told.places}
@@ -60,7 +61,7 @@ class Worker:
         self._watched = os.pidfd_open(told.pid)
 
     @classmethod
-    async def start(cls, number: int, folder: Path) -> "Worker":
+    async def start(cls, number: int, folder: Path, *, transparent: bool = False) -> "Worker":
         """Start a worker process and return it once it answers. Raise Busy."""
         path = folder / f"{number}-{secrets.token_hex(4)}.sock"
         try:
@@ -68,7 +69,13 @@ class Worker:
                 command = [sys.executable, "-P", "-m", PROGRAM]
                 process = await asyncio.to_thread(
                     subprocess.Popen,
-                    [*command, str(number), str(control.fileno()), _log_form()],
+                    [
+                        *command,
+                        str(number),
+                        str(control.fileno()),
+                        _log_form(),
+                        *(["transparent"] if transparent else []),
+                    ],
                     pass_fds=[control.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
@@ -111,11 +118,7 @@ class Worker:
     @property
     def is_here(self) -> bool:
         """Whether it is in our network namespace; folders of two can be the same."""
-        try:
-            theirs = os.stat(f"/proc/{self.pid}/ns/net")
-        except FileNotFoundError:
-            return True  # it has ended, which `watch` tells
-        return theirs.st_ino == os.stat("/proc/self/ns/net").st_ino
+        return _is_here(self.pid)
 
     def watch(self, ended: Callable[["Worker"], None]) -> None:
         """Call `ended` once, as soon as the process is gone."""
@@ -215,17 +218,29 @@ class Worker:
 def end_silent(path: Path) -> None:
     """Kill the worker whose control socket this is, if it lives; remove the socket.
 
-    One that does not answer would go on taking its share of what comes to its places.
+    One that does not answer would go on taking its share of what comes to its places. That of
+    another network namespace is left alone, as where it answers.
     """
     pid = path.stem.partition("-")[2]
     with contextlib.suppress(OSError, ValueError):
         watched = os.pidfd_open(int(pid))
         try:
             if PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                if not _is_here(int(pid)):
+                    return
                 signal.pidfd_send_signal(watched, signal.SIGKILL)
         finally:
             os.close(watched)
     path.unlink(missing_ok=True)
+
+
+def _is_here(pid: int) -> bool:
+    """Whether a process is in our network namespace, or has ended, which `watch` tells."""
+    try:
+        theirs = os.stat(f"/proc/{pid}/ns/net")
+    except FileNotFoundError:
+        return True
+    return theirs.st_ino == os.stat("/proc/self/ns/net").st_ino
 
 
 def _log_form() -> str:

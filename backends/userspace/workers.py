@@ -1,8 +1,8 @@
 """The workers of a node: how many, which of them listens where, and what becomes of one that ends.
 
-Lives here: the supervision, and the exchanges with each worker. Must not: decide which worker
-listens where (assignment.py), know virtual servers (compile.py) or how bytes are forwarded
-(forwarder/).
+Lives here: the supervision, and what is wanted of all. Must not: decide which worker listens where
+(assignment.py), tell one worker what it is to do (telling.py), know virtual servers (compile.py) or
+how bytes are forwarded (forwarder/).
 
 Workers outlive the daemon: a new one finds them by their control sockets and takes over what they
 serve. One of another version is replaced: its successor gets its listeners, open, so no connection
@@ -11,8 +11,6 @@ is refused, and it ends when its own connections have.
 
 import asyncio
 import contextlib
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
@@ -21,30 +19,14 @@ from pathlib import Path
 import structlog
 
 from vipd.backends.usage import Usage
-from vipd.backends.userspace import messages
-from vipd.backends.userspace.assignment import Operation, batches, changes, stops
-from vipd.backends.userspace.listeners import holders, listener
-from vipd.backends.userspace.messages import (
-    MOST_LISTENERS,
-    Batch,
-    Count,
-    Counted,
-    Cut,
-    Done,
-    HandedOver,
-    HandOver,
-    Listen,
-    Pause,
-    Quit,
-    Retire,
-    Stop,
-    Tell,
-    Told,
-)
+from vipd.backends.userspace import asking, messages
+from vipd.backends.userspace.assignment import changes, lacking, stops
+from vipd.backends.userspace.messages import Count, Pause, Quit, Retire, Told
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
+from vipd.backends.userspace.telling import Telling
 from vipd.backends.userspace.usage import places, usage
 from vipd.backends.userspace.worker import Worker, end_silent
-from vipd.proxy.errors import Busy, DataplaneError, Rejected
+from vipd.proxy.errors import Busy, DataplaneError
 from vipd.proxy.version import VERSION
 from vipd.proxy.virtualserver import Endpoint, VirtualServer
 
@@ -56,38 +38,40 @@ QUIT_SECONDS = 10.0
 
 LOOK_SECONDS = 5.0
 """Between two looks at whether workers still answer."""
-AT_ONCE = 2
-"""Workers that are given listeners side by side: each takes MOST_LISTENERS descriptors here, and
-the soft limit of a process is often 1,024."""
 
 log = structlog.get_logger()
 
 
 class Workers:
-    """The worker processes whose control sockets are in a folder."""
+    """The worker processes whose control sockets are in a folder.
 
-    def __init__(self, count: int, folder: Path) -> None:
+    `transparent`: they may show clients' addresses to endpoints.
+    """
+
+    def __init__(self, count: int, folder: Path, *, transparent: bool = False) -> None:
         self.count = count
+        self._transparent = transparent
         self._folder = folder
         self._active: dict[int, Worker] = {}
         self._retired: list[Worker] = []
         self._wanted: dict[Place, Forwarding] = {}
-        self._surroundings = Surroundings()
-        self._batches = 0
+        self._telling = Telling()
         self._found = False
         self._watching: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
         """Set while no worker is to be started, nor told what is wanted."""
         self._order = asyncio.Lock()
         """Held while workers are told: the last that they are told is the last that was wanted."""
-        self._making = asyncio.Semaphore(AT_ONCE)
         self._nobody = asyncio.Event()
         """Set as soon as the last process is gone."""
         self._started: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
         self._returning: set[int] = set()
         """Numbers of workers that ended and are being started again."""
+        self._short: set[Worker] = set()
+        """Those that lack listeners, which they are given again."""
         self._restarts: set[asyncio.Task[None]] = set()
+        """Of workers, and of attempts to give them listeners."""
         self._ended: Counter[int] = Counter()
         """How often each number was started again."""
 
@@ -117,21 +101,20 @@ class Workers:
             else:
                 self._active[worker.number] = worker
         for worker in self._active.values():
-            self._surroundings = messages.surroundings_of(worker.told.surroundings)
+            self._telling.surroundings = messages.surroundings_of(worker.told.surroundings)
             for one in worker.told.places:
                 self._wanted[messages.place_of(one.place)] = messages.forwarding_of(one.forwarding)
         for worker in old:
             await self._retire(worker)
 
     async def complete(self) -> None:
-        """Start the workers that are missing, and replace those of another version or number."""
+        """Start the workers that are missing, and replace those of another version or number, or
+        with other privileges."""
         await self.find()
         self._over.clear()
-        for number, worker in list(self._active.items()):
-            if number >= self.count:
-                del self._active[number]
-                await self._retire(worker)
-            elif worker.version != VERSION:
+        surplus = [one for one in self._active.values() if one.number >= self.count]
+        for worker in list(self._active.values()):
+            if worker not in surplus and not self._is_right(worker):
                 await self._replace(worker)
         there = self._active.keys() | self._returning
         missing = [one for one in range(self.count) if one not in there]
@@ -142,8 +125,22 @@ class Workers:
                     raise error  # the next attempt finds those that did start
             for number in missing:
                 await self._catch_up(number)
+        if missing or surplus:
+            await self._share_anew(surplus)
         if self._watching is None:
             self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _share_anew(self, surplus: Collection[Worker]) -> None:
+        """Give every worker what is its own by their number now; then let the surplus go.
+
+        Until a worker is told to stop it listens on, so no place is without a listener.
+        """
+        for worker in list(self._active.values()):
+            if worker not in surplus:
+                self._give_again(worker, await self._tell_all(worker, self._missing(worker)))
+        for worker in surplus:
+            if self._active.pop(worker.number, None) is not None:
+                await self._retire(worker)
 
     @property
     def running(self) -> int:
@@ -157,7 +154,8 @@ class Workers:
     ) -> dict[Place, DataplaneError]:
         """Let the workers serve places like this, and others no more; return what cannot be done.
 
-        A place that another program has is left alone.
+        A place that another program has is left alone. A listener that a worker has no descriptor
+        for is not among what cannot be done: it is given again until it is taken.
         """
         async with self._order:
             return await self._serve(wanted, gone)
@@ -176,55 +174,38 @@ class Workers:
             for worker in self._active.values()
         }
         failed: dict[Place, DataplaneError] = {}
-        for found in await asyncio.gather(*(self._do(one, todo) for one, todo in told.items())):
-            failed |= found
+        answers = await asyncio.gather(*(self._telling.do(one, todo) for one, todo in told.items()))
+        for worker, found in zip(told, answers, strict=True):
+            short = {place: why for place, why in found.items() if isinstance(why, Busy)}
+            self._give_again(worker, short)
+            failed |= {place: why for place, why in found.items() if place not in short}
         if failed:
             for place in failed:
                 self._wanted.pop(place, None)
             await asyncio.gather(
-                *(self._do(one, stops(one.places, failed)) for one in self._active.values())
+                *(self._telling.do(one, stops(one.places, failed)) for one in self._active.values())
             )
         return failed
 
     async def surround(self, surroundings: Surroundings) -> None:
         """Tell the workers what they have to know of the node."""
-        self._surroundings = surroundings
-        asked = (one.ask(self._batch([])) for one in self._active.values())
-        for error in await asyncio.gather(*asked, return_exceptions=True):
-            # One that ended is told as it comes back.
-            if isinstance(error, BaseException) and not isinstance(error, DataplaneError):
-                raise error
+        await self._telling.surround(surroundings, self._active.values())
 
     async def cut(self, departed: Iterable[tuple[Place, Endpoint]]) -> int:
         """End what is open to endpoints; return how many connections and sessions."""
-        todo: list[Operation] = [
-            Cut(messages.wire_place(place), messages.wire_endpoint(one)) for place, one in departed
-        ]
-        ended = 0
-        for worker in self._all():
-            with contextlib.suppress(DataplaneError):  # it ended, and what was open with it
-                for part in batches(todo):
-                    answer, _ = await worker.ask(self._batch(part))
-                    ended += answer.cut if isinstance(answer, Done) else 0
-        return ended
+        return await self._telling.cut(departed, self._all())
 
-    async def open(self) -> Counter[Place]:
-        """Return how many connections and sessions are open at each place, over all workers."""
-        found: Counter[Place] = Counter()
-        for worker in self._all():
-            try:
-                answer, _ = await worker.ask(Count())
-            except DataplaneError:
-                continue  # it ended, and what was open with it
-            if isinstance(answer, Counted):
-                found.update({messages.place_of(place): count for place, count in answer.open})
-        return found
+    async def open(self, *, transparent: bool = False) -> Counter[Place]:
+        """Return how many connections and sessions are open at each place, over all workers.
+
+        `transparent`: over those only that may show clients' addresses to endpoints.
+        """
+        return await asking.opened(one for one in self._all() if one.transparent or not transparent)
 
     async def reports(self) -> list[Told]:
         """Return what each worker says of itself."""
         await self.find()
-        answers = [(await worker.ask(Tell()))[0] for worker in self._all()]
-        return [one for one in answers if isinstance(one, Told)]
+        return await asking.reports(self._all())
 
     async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
         """Return what the workers have counted, at the places of these virtual servers (Counting).
@@ -234,9 +215,9 @@ class Workers:
         await self.find()
         where = places(servers, self._wanted)
         there = [one for one in self._all() if one.version == VERSION]
-        told = await asyncio.gather(*(one.report(where, client) for one in there))
-        reported = [one for each in told for one in each]
-        return await asyncio.to_thread(usage, where, reported, self._ended.copy())
+        reported = await asking.counted(there, where, client)
+        missing = {one.number: len(self._missing(one)) for one in self._short}
+        return await asyncio.to_thread(usage, where, reported, self._ended.copy(), missing)
 
     async def pause(self) -> None:
         """Let all workers accept nothing, and keep what is open until they are needed again."""
@@ -276,14 +257,17 @@ class Workers:
         yield from list(self._retired)
 
     async def _start(self, number: int) -> None:
-        worker = await Worker.start(number, self._folder)
+        worker = await Worker.start(number, self._folder, transparent=self._transparent)
         self._started[number] = time.monotonic()
         self._active[number] = worker
         worker.watch(self._lost)
 
+    def _is_right(self, worker: Worker) -> bool:
+        return (worker.version, worker.transparent) == (VERSION, self._transparent)
+
     async def _resume_or_start(self, number: int) -> None:
         for worker in list(self._retired):
-            if (worker.number, worker.version) == (number, VERSION):
+            if worker.number == number and self._is_right(worker):
                 with contextlib.suppress(Busy):
                     await worker.resume()
                     self._retired.remove(worker)
@@ -304,28 +288,12 @@ class Workers:
         old.retired = True
         self._retired.append(old)
         try:
-            await self._hand_over(old, self._active[number])
+            await self._telling.hand_over(old, self._active[number], self._wanted)
         except DataplaneError as error:
             log.warning("listeners are not handed over", number=number, why=str(error))
         finally:
             await old.tell(Retire())
         await self._catch_up(number)
-
-    async def _hand_over(self, old: Worker, new: Worker) -> None:
-        places = [messages.wire_place(one) for one in old.places if one in self._wanted]
-        for first in range(0, len(places), MOST_LISTENERS):
-            answer, given = await old.ask(HandOver(places[first : first + MOST_LISTENERS]))
-            if not isinstance(answer, HandedOver):
-                continue
-            # Where descriptors were lost on the way, `_catch_up` makes new ones.
-            wires = answer.places[: len(given)]
-            todo: list[Operation] = [
-                Listen(one, messages.wire_forwarding(self._wanted[messages.place_of(one)]))
-                for one in wires
-            ]
-            done, _ = await new.ask(self._batch(todo), given)
-            failed = {place for place, _ in done.failed} if isinstance(done, Done) else set()
-            new.places |= {messages.place_of(one) for one in wires if one not in failed}
 
     def _lost(self, worker: Worker) -> None:
         """Note that a process is gone; start it again where it should be there."""
@@ -336,7 +304,7 @@ class Workers:
             del self._active[worker.number]
         if not self.running:
             self._nobody.set()
-        if self._over.is_set() or not was_active:
+        if self._over.is_set() or not was_active or worker.number >= self.count:
             return
         self._ended[worker.number] += 1
         log.error("a worker has ended; it is started again", number=worker.number, pid=worker.pid)
@@ -387,7 +355,8 @@ class Workers:
                     log.warning("worker is not there yet", number=number, why=str(error))
         finally:
             self._returning.discard(number)
-        await self._catch_up(number)
+        with contextlib.suppress(DataplaneError):  # it is killed again, and comes back
+            await self._catch_up(number)
 
     async def _catch_up(self, number: int) -> None:
         """Let a worker serve all that is wanted now; what it cannot have yet is tried again.
@@ -395,25 +364,38 @@ class Workers:
         The others serve it meanwhile.
         """
         worker = self._active.get(number)
-        if worker is not None and (failed := await self._tell_all(worker, self._wanted)):
-            log.error(
-                "a worker cannot listen everywhere; it is tried again",
-                number=number,
-                places=len(failed),
-                why=str(next(iter(failed.values()))),
-            )
-            self._spawn(self._try_again(worker))
+        if worker is not None:
+            self._give_again(worker, await self._tell_all(worker, self._wanted))
+
+    def _give_again(self, worker: Worker, failed: Mapping[Place, DataplaneError]) -> None:
+        """Give a worker the listeners that it could not have, soon; say so once."""
+        if not failed or worker in self._short:
+            return
+        log.error(
+            "a worker cannot listen everywhere; it is tried again",
+            number=worker.number,
+            places=len(failed),
+            why=str(next(iter(failed.values()))),
+        )
+        self._short.add(worker)
+        self._spawn(self._try_again(worker))
 
     async def _try_again(self, worker: Worker) -> None:
         pause = FIRST_PAUSE_SECONDS
-        failed = True
-        while failed:
-            await self._pause(pause)
-            if self._over.is_set() or self._active.get(worker.number) is not worker:
-                return
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            missing = self._wanted.keys() - worker.places
-            failed = bool(await self._tell_all(worker, missing))
+        try:
+            while missing := self._missing(worker):
+                await self._pause(pause)
+                if self._over.is_set() or self._active.get(worker.number) is not worker:
+                    return
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                with contextlib.suppress(DataplaneError):  # a deaf one is killed, and comes back
+                    await self._tell_all(worker, missing)
+            log.info("a worker listens everywhere again", number=worker.number)
+        finally:
+            self._short.discard(worker)
+
+    def _missing(self, worker: Worker) -> list[Place]:
+        return lacking(worker.number, self.count, worker.places, self._wanted)
 
     async def _tell_all(
         self, worker: Worker, places: Collection[Place]
@@ -421,61 +403,4 @@ class Workers:
         async with self._order:  # what is wanted may change until it is our turn
             wanted = {one: self._wanted[one] for one in places if one in self._wanted}
             todo = list(changes(worker.number, self.count, worker.places, wanted))
-            return await self._do(worker, todo)
-
-    # What one worker is told
-
-    def _batch(self, operations: list[Operation]) -> Batch:
-        self._batches += 1
-        around = messages.wire_surroundings(self._surroundings)
-        return Batch(self._batches, operations, around)
-
-    async def _do(
-        self, worker: Worker, operations: Iterable[Operation]
-    ) -> dict[Place, DataplaneError]:
-        """Let a worker do operations in order; a worker that ends gets them when it is back."""
-        failed: dict[Place, DataplaneError] = {}
-        for part in batches(list(operations)):
-            async with self._making:
-                made, refused = await asyncio.to_thread(_listen, part)
-                failed |= refused
-                todo = [
-                    one
-                    for one in part
-                    if not isinstance(one, Listen) or messages.place_of(one.place) not in refused
-                ]
-                try:
-                    answer, _ = await worker.ask(self._batch(todo), made)
-                except Busy:
-                    return failed
-            for one in todo:
-                if isinstance(one, Listen):
-                    worker.places.add(messages.place_of(one.place))
-                elif isinstance(one, Stop):
-                    worker.places.discard(messages.place_of(one.place))
-            if isinstance(answer, Done):
-                for place, why in answer.failed:
-                    failed[messages.place_of(place)] = Rejected(f"listen {place}", why)
-        return failed
-
-
-def _listen(
-    operations: Iterable[Operation],
-) -> tuple[list[socket.socket], dict[Place, DataplaneError]]:
-    """Return a listener for each operation that needs one, and the places that have none."""
-    made: list[socket.socket] = []
-    errors: dict[Place, str] = {}
-    for one in operations:
-        if not isinstance(one, Listen):
-            continue
-        place = messages.place_of(one.place)
-        try:
-            made.append(listener(place))
-        except OSError as error:
-            errors[place] = os.strerror(error.errno or 0)
-    who = holders(errors) if errors else {}
-    refused: dict[Place, DataplaneError] = {
-        place: Rejected(f"listen {place}", f"{why}: {who[place]}" if place in who else why)
-        for place, why in errors.items()
-    }
-    return made, refused
+            return await self._telling.do(worker, todo)

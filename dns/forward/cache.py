@@ -7,6 +7,7 @@ clock, passed in. Must not: decide who makes room (shares.py), or whether to wai
 
 from collections.abc import Collection, Iterable
 from itertools import chain
+from math import inf
 
 from vipd.dns.forward import wire
 from vipd.dns.forward.got import Got
@@ -14,6 +15,8 @@ from vipd.dns.forward.question import Reply
 from vipd.dns.forward.settings import CacheSettings
 from vipd.dns.forward.shares import Kept, Share
 
+REFRESH_SHARE = 0.9
+"""Of the time that a reply has; unbound's."""
 _KEY_END = 3
 """Type and flags, behind the name."""
 
@@ -30,6 +33,7 @@ class Entry(Kept):
         "extended_error",
         "message",
         "recheck",
+        "refresh_at",
         "target",
         "ttl",
     )
@@ -40,6 +44,8 @@ class Entry(Kept):
         self.expires = now + ttl
         self.recheck = 0.0
         """Behind its end: until when a fresh reply is not asked for, as the last try failed."""
+        self.refresh_at = now + ttl * REFRESH_SHARE
+        """From then on who asks makes it be asked for again; infinite once it was."""
         self.extended_error = reply.extended_error
         self.target = reply.target
         self._offsets = wire.ttl_offsets(reply.message)
@@ -104,6 +110,13 @@ class Cache:
         """Return the positive entry whose time is over but not for long (RFC 8767)."""
         entry = self._entries.get(key)
         return entry if entry is not None and self._is_stale(entry, now) else None
+
+    def refresh_is_due(self, entry: Entry, now: float) -> bool:
+        """Return whether a fresh entry that was asked for should be asked for again: True once."""
+        if now < entry.refresh_at or entry.share is not self.success:
+            return False
+        entry.refresh_at = inf
+        return self.settings.prefetch
 
     def put(self, key: bytes, reply: Reply, now: float) -> None:
         """Keep a reply, if it may be kept. A failure never replaces what may be given stale."""

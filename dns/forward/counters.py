@@ -55,6 +55,7 @@ class Counters:
         self.misses = 0
         """Questions that no fresh entry answered."""
         self.served_stale = 0
+        self.prefetched = 0
         self.malformed = 0
         """Replies that were dropped, as they do not follow the protocol."""
         self.coalesced = 0
@@ -106,6 +107,7 @@ class Counters:
         yield Sample("coredns_cache_hits_total", denial, self.hits_denial)
         yield Sample("coredns_cache_misses_total", (), self.misses)
         yield Sample("coredns_cache_served_stale_total", (), self.served_stale)
+        yield Sample("coredns_cache_prefetch_total", (), self.prefetched)
         yield Sample("coredns_cache_drops_total", (), self.malformed)
         yield Sample("coredns_forward_max_concurrent_rejects_total", (), self.rejected)
         yield Sample("coredns_forward_healthcheck_broken_total", (), self.all_down)

@@ -23,7 +23,7 @@ from vipd.dns.forward.got import Got
 from vipd.dns.forward.group import Group
 from vipd.dns.forward.joining import joined
 from vipd.dns.forward.loops import Loops
-from vipd.dns.forward.question import Question, Reply, failure, key_of
+from vipd.dns.forward.question import Question, Reply, failure, key_of, question_of
 from vipd.dns.forward.routes import Plan, Routes, changed
 from vipd.dns.forward.settings import ForwardSettings, problems
 from vipd.dns.forward.static import Static
@@ -213,7 +213,19 @@ class Forwarder:
             self.counters.hits_success += 1
         else:
             self.counters.hits_denial += 1
+        if now >= entry.refresh_at and self._cache.refresh_is_due(entry, now):
+            self._refresh(entry)
         return entry.got(now)
+
+    def _refresh(self, entry: Entry) -> None:
+        """Ask for what is in use before its time is over. Nobody waits for it."""
+        question = question_of(entry.key)
+        group = self._routes.find(question.name, question.type)
+        if isinstance(group, Group):
+            fetch = self._asking.ask(question, group, self._keep)
+            if fetch is not None:
+                self.counters.prefetched += 1
+                fetch.waiters -= 1
 
     def _stale(self, entry: Entry) -> _Found:
         self.counters.served_stale += 1

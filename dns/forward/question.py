@@ -32,6 +32,12 @@ def key_of(name: bytes, qtype: int, dnssec: bool, checking_disabled: bool) -> by
     return name + _KEY.pack(qtype, dnssec + 2 * checking_disabled)
 
 
+def question_of(key: bytes) -> Question:
+    """Return the question of a key."""
+    kind, flags = _KEY.unpack_from(key, len(key) - _KEY.size)
+    return Question(key[: -_KEY.size], kind, bool(flags & 1), bool(flags & 2))
+
+
 class Reply(NamedTuple):
     """What an upstream said, as far as it is of use; or that none said anything."""
 

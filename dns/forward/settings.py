@@ -45,6 +45,9 @@ class CacheSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seconds. A name that was asked for too early must not stay unknown for half an hour."""
     most_failure_ttl: int = 5
     """Seconds, 1 to 300 (RFC 9520). Starts at 1 and doubles while the question goes on failing."""
+    prefetch: bool = True
+    """Whether a positive reply that is asked for in the last tenth of its time is asked for again
+    then, so that nobody waits for names in use. At most one question more for each TTL."""
     stale_seconds: int = 86_400
     """Seconds behind its end for which a positive reply may still be given when upstreams fail
     (RFC 8767 says one to three days); 0: never. Denials are never given stale."""

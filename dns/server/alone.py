@@ -11,33 +11,45 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 import structlog
 
 from vipd.dns.server.service import DnsService
-from vipd.dns.settings import DnsSettings, Listen
+from vipd.dns.settings import Listen
+from vipd.proxy.config import Config, Flags
 from vipd.proxy.events import Event, Problem
-from vipd.proxy.names import Network
+from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, fold
 from vipd.proxy.sources.protocol import Source
+
+_CONCERNED = ("manifests", "cluster_cidrs", "service_cidrs", "dns")
+"""Fields of the configuration that mean something here."""
 
 log = structlog.get_logger()
 
 
 async def serve(
-    settings: DnsSettings,
+    config: Config,
     source: Source,
-    pods: Sequence[Network],
-    networks: Sequence[Network],
     ready: Callable[[Sequence[Listen]], None] = lambda _: None,
+    flags: Flags | None = None,
 ) -> None:
     """Answer from the source until SIGTERM or SIGINT; the workers end with it.
 
     `ready` is called with the addresses once everything that existed at the start is answered.
-    Raise ConfigError where an address is taken, Busy or UnknownResult where no worker starts.
+    `flags` name the configuration file that is followed, if any. Raise ConfigError where an address
+    is taken, Busy or UnknownResult where no worker starts.
     """
     await source.check()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    service = DnsService(settings, None, pods, networks)
+    node = config.node
+    service = DnsService(config.dns, None, node.cluster_cidrs, node.service_cidrs)
+
+    async def change_dns(changed: Config) -> list[str]:
+        return await service.change(changed.dns)
+
+    reloading = Reloading(flags or Flags(), {"dns": change_dns}, service.reread, _CONCERNED)
+    if flags is not None and flags.config is not None:
+        loop.add_signal_handler(signal.SIGHUP, reloading.ask)
     await service.start()
     following = _Following(service)
 
@@ -48,7 +60,7 @@ async def serve(
     needed: list[asyncio.Future[object]] = [asyncio.ensure_future(stop.wait())]
     needed += [
         asyncio.ensure_future(_forever(one))
-        for one in (following.run(source.events()), tell_ready())
+        for one in (following.run(source.events()), tell_ready(), reloading.run())
     ]
     try:
         await asyncio.wait(needed, return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,7 @@
 """One TCP connection of a client: questions as they come, replies as they are ready (RFC 7766).
 
 Lives here: framing, pipelining, and every bound of a single connection. Must not: know the others
-(tcp.py) or what a question means (answer.py).
+(tcp.py) or what becomes of a question (asked.py).
 
 What a client can hold here is bounded: READ bytes of questions it has sent, one reply beyond
 UNREAD bytes of those it does not read, IN_FLIGHT questions that wait for upstreams.
@@ -13,7 +13,7 @@ import socket
 from collections import deque
 from typing import Protocol
 
-from vipd.dns.answer import Forward
+from vipd.dns.server.asked import Asked
 from vipd.dns.server.counters import Traffic
 from vipd.dns.server.serving import Serving
 
@@ -48,9 +48,9 @@ class Connection:
     """
 
     __slots__ = (
+        "_asked",
         "_eof",
         "_finishing",
-        "_in_flight",
         "_loop",
         "_others",
         "_out",
@@ -61,7 +61,6 @@ class Connection:
         "_serving",
         "_since",
         "_socket",
-        "_tasks",
         "_timer",
         "_traffic",
         "_turn",
@@ -73,21 +72,20 @@ class Connection:
     def __init__(
         self,
         accepted: socket.socket,
-        source: str,
+        peer: tuple[str, int],
         client: str,
         serving: Serving,
         others: Others,
         traffic: Traffic,
     ) -> None:
-        self.source, self.client = source, client
+        self.source, self.client = peer[0], client
+        self._asked = Asked(self, serving, peer, client)
         self._socket: socket.socket | None = accepted
         self._serving, self._others, self._traffic = serving, others, traffic
         self._loop = asyncio.get_running_loop()
         self._read = bytearray()
         self._out: deque[memoryview] = deque()
         self._out_bytes = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._in_flight = 0
         self._reading = False
         self._eof = self._finishing = False
         self._served = 0
@@ -134,9 +132,7 @@ class Connection:
             self._timer.cancel()
         if self._turn is not None:
             self._turn.cancel()
-        for task in self._tasks:
-            task.cancel()
-        self._tasks.clear()
+        self._asked.cancel()
         self._out.clear()
         self._read.clear()
         with contextlib.suppress(OSError):
@@ -214,70 +210,25 @@ class Connection:
         return len(read) >= 2 and len(read) - 2 >= (read[0] << 8 | read[1])
 
     def _may_go_on(self) -> bool:
-        return self._out_bytes < UNREAD and self._in_flight < IN_FLIGHT
+        return self._out_bytes < UNREAD and self._asked.waiting < IN_FLIGHT
 
     def _question(self, data: bytes) -> bool:
         """Answer a question, now or later; return False where the connection has ended with it."""
-        serving = self._serving
         self._traffic.question(data)
         if self.client != self.source:
-            refusal = serving.refusal(data, self.source)
-            if refusal is not None:
-                self._reply(refusal)
+            self._asked.refuse(data)
             self._finishing = True
             self._served += 1
             self._pause_reading()
             self._read.clear()
             self._look()
             return False
-        began = self._loop.time()
-        outcome = serving.outcome(serving.answers.tcp, data)
-        if isinstance(outcome, bytes):
-            self._reply(outcome)
-            serving.counters.took(self._loop.time() - began)
-        elif isinstance(outcome, Forward):
-            try:
-                reply = serving.waiting.at_once(outcome, serving.answers, serving.asks, udp=False)
-            except Exception:  # no question may end the process
-                serving.failed_inside(outcome.query.name)
-                self.abort()
-                return False
-            if reply is not None:
-                self._reply(reply)
-                serving.counters.took(self._loop.time() - began)
-                return self._socket is not None
-            if not serving.waiting.admit(self.client):
-                self._reply(serving.answers.fail(outcome, udp=False))
-                return self._socket is not None
-            task = self._loop.create_task(self._forwarded(outcome))
-            self._in_flight += 1
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
-        else:
+        if not self._asked.answer(data):
             self._broken()
-            return False
         return self._socket is not None
 
-    async def _forwarded(self, forward: Forward) -> None:
-        serving, began = self._serving, self._loop.time()
-        try:
-            reply = await serving.waiting.reply(forward, serving.answers, serving.asks, udp=False)
-        except Exception:  # one question must not end the process
-            serving.failed_inside(forward.query.name)
-            reply = serving.answers.fail(forward, udp=False)
-        serving.counters.took(self._loop.time() - began)
-        if self._socket is None:
-            return
-        if self._out_bytes >= 2 * UNREAD:
-            self._slow()
-        else:
-            self._since = self._loop.time()
-            self._reply(reply)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._in_flight -= 1
-        self._serving.waiting.release(self.client)
+    def waits_no_more(self) -> None:
+        """Note that one question less waits for upstreams."""
         if self._socket is not None:
             self._more()
 
@@ -288,7 +239,19 @@ class Connection:
 
     # Writing
 
-    def _reply(self, reply: bytes) -> None:
+    def reply_late(self, reply: bytes) -> bool:
+        """Send a reply that had to be waited for; return whether anybody is there to take it."""
+        if self._socket is None:
+            return False
+        if self._out_bytes >= 2 * UNREAD:
+            self._slow()
+            return False
+        self._since = self._loop.time()
+        self.reply(reply)
+        return True
+
+    def reply(self, reply: bytes) -> None:
+        """Send a reply, or keep it until the client takes it."""
         serving = self._serving
         serving.counters.rcodes[reply[3] & 15] += 1
         self._traffic.responses.add(len(reply))
@@ -348,7 +311,7 @@ class Connection:
     def _look(self) -> None:
         """End in order if nothing is left to do."""
         over = ((self._finishing and self._served) or self._eof) and not self._has_question()
-        if over and not self._in_flight and not self._out and self._socket is not None:
+        if over and not self._asked.waiting and not self._out and self._socket is not None:
             # The client gets what was sent: closing with unread questions would be a reset.
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
@@ -371,7 +334,7 @@ class Connection:
             if left <= 0:
                 self._slow()
                 return
-        elif self._in_flight:
+        elif self._asked.waiting:
             left = idle
         else:
             left = self._since + (idle if self._served else first) - now

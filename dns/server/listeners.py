@@ -19,6 +19,8 @@ Pair = tuple[socket.socket, socket.socket]
 
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_OMIT = 10, 23, 5
 _SO_RCVBUFFORCE = 33
+_IP_FREEBIND = 15
+_HTTP_BACKLOG = 64
 _ATTEMPTS = 20
 _FORWARDER = b"vipd.backends.userspace.forwarder"
 
@@ -40,7 +42,7 @@ def pair(listen: Listen, buffer_bytes: int, *, fresh: bool) -> Pair:
             port = made[0].getsockname()[1]
             place = _place(Listen(listen.address, port), Protocol.TCP)
             made.append(listener(place))
-            _make_room(made[0], buffer_bytes)
+            make_room(made[0], buffer_bytes)
             return made[0], made[1]
         except OSError as error:
             for one in made:
@@ -67,20 +69,43 @@ def _is_left(listen: Listen) -> bool:
     return bool(words) and all(_FORWARDER in one for one in words)
 
 
+def http_listener(listen: Listen) -> socket.socket:
+    """Return a socket that listens for HTTP. Raise ConfigError that says who is there."""
+    place = _place(listen, Protocol.TCP)
+    made = socket.socket(_family(listen), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        if made.family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind((str(listen.address), listen.port))
+        made.listen(_HTTP_BACKLOG)
+    except OSError as error:
+        made.close()
+        who = holders([place])
+        by = f": {', '.join(who.values())}" if who else ""
+        raise ConfigError("DNS", f"{listen}: {os.strerror(error.errno or 0)}{by}") from error
+    return made
+
+
+def _family(listen: Listen) -> socket.AddressFamily:
+    return socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
+
+
 def _require_free(listen: Listen) -> None:
     """Raise OSError if anybody has the place, whoever would share it."""
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-        family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
+        family = _family(listen)
         with socket.socket(family, kind) as tried:
             if kind == socket.SOCK_STREAM:
                 tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            tried.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND
+            tried.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
             tried.bind((str(listen.address), listen.port))
 
 
-def _make_room(udp: socket.socket, buffer_bytes: int) -> None:
+def make_room(udp: socket.socket, buffer_bytes: int) -> None:
     """Let questions wait, and let no forged message about a path's MTU make replies fail."""
     try:
         udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)

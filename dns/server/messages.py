@@ -18,6 +18,15 @@ WireListen = tuple[str, int]
 Sample = tuple[str, list[tuple[str, str]], float]
 
 
+class Supervised(Struct, array_like=True, frozen=True):
+    """What the daemon has counted since its start."""
+
+    restarts: int = 0
+    """Processes that ended and were started again."""
+    refused: int = 0
+    """Changed configurations that were wrong."""
+
+
 # From the daemon
 
 
@@ -26,9 +35,9 @@ class Greet(Struct, tag=True, array_like=True):
 
 
 class Begin(Struct, tag=True, array_like=True):
-    """Be this from now on; everything is told anew, and answered from once it was. Answered Done.
+    """Be this from now on. Answered Done.
 
-    Until it was for the first time, questions for the cluster's names get SERVFAIL.
+    Until everything was told for the first time, questions for the cluster's names get SERVFAIL.
     """
 
     settings: DnsSettings
@@ -36,6 +45,13 @@ class Begin(Struct, tag=True, array_like=True):
     """Where to answer beside where it does; two sockets come with each."""
     outlives: bool = True
     """Whether to go on without whoever sends this."""
+    anew: bool = True
+    """Whether everything is told anew, and answered from once it was; else what was told stays."""
+    leave: list[WireListen] = []
+    """Where to answer no more, once what has arrived there is answered."""
+    http: list[WireListen] = []
+    """Where to tell metrics beside where it does; a socket comes with each, behind the others."""
+    leave_http: list[WireListen] = []
 
 
 class Feed(Struct, tag=True, array_like=True):
@@ -43,6 +59,17 @@ class Feed(Struct, tag=True, array_like=True):
 
     portion: Portion
     synced: bool = False
+    supervised: Supervised = Supervised()
+
+
+class Sibling(Struct, tag=True, array_like=True):
+    """Ask this process of the same server on the socket beside, to tell of all. Answered Done."""
+
+    number: int
+
+
+class Hear(Struct, tag=True, array_like=True):
+    """Say on the socket beside how it is, to whoever asks there. Answered Done."""
 
 
 class Serve(Struct, tag=True, array_like=True):
@@ -65,7 +92,7 @@ class Quit(Struct, tag=True, array_like=True):
     """End at once. Not answered."""
 
 
-Request = Greet | Begin | Feed | Serve | Tell | HandOver | Retire | Quit
+Request = Greet | Begin | Feed | Sibling | Hear | Serve | Tell | HandOver | Retire | Quit
 
 
 # From the process
@@ -127,18 +154,27 @@ class Told(Struct, tag=True, array_like=True):
     """Prebuilt replies and their bytes."""
     samples: list[Sample] = []
     """What the forwarder has counted: names as in docs/dns.md, labels, values."""
+    forwarded_rcodes: dict[str, int] = {}
+    """Replies of forwarded questions by name of their rcode; they are in `rcodes` too."""
+    supervised: Supervised = Supervised()
+    http: list[WireListen] = []
+    """Where it tells metrics."""
+    started: float = 0.0
+    """When the process began, in seconds since 1970."""
 
 
 class HandedOver(Struct, tag=True, array_like=True):
-    """Two sockets of each come beside it, UDP before TCP."""
+    """Two sockets of each come beside it, UDP before TCP; then one of each for HTTP."""
 
     listens: list[WireListen]
+    http: list[WireListen] = []
 
 
 Answer = Done | Met | Fed | Told | HandedOver
 
 _REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _ANSWERS: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_TOLD: msgspec.msgpack.Decoder[Told] = msgspec.msgpack.Decoder(Told)
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -155,3 +191,8 @@ def request_of(data: bytes) -> Request:
 def answer_of(data: bytes) -> Answer:
     """Return what was answered. Raise msgspec.DecodeError."""
     return _ANSWERS.decode(data)
+
+
+def told_of(data: bytes) -> Told:
+    """Return how a process says that it is. Raise msgspec.DecodeError."""
+    return _TOLD.decode(data)

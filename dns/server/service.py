@@ -15,13 +15,14 @@ from vipd.dns.asked_name import Known
 from vipd.dns.feed import Kept
 from vipd.dns.forward.configured import Files, configure
 from vipd.dns.forward.upkeep import read_files
-from vipd.dns.server.messages import Told
-from vipd.dns.server.workers import Workers, find, quit_all
+from vipd.dns.server.messages import Tell, Told, WireListen
+from vipd.dns.server.takeover import find, quit_all
+from vipd.dns.server.workers import Workers
 from vipd.dns.settings import DnsSettings, Listen
 from vipd.dns.tracing import Asked, Course, course
-from vipd.proxy.errors import ControlError
+from vipd.proxy.errors import Busy, ControlError, UnknownResult
 from vipd.proxy.events import Event
-from vipd.proxy.names import Network
+from vipd.proxy.names import Network, parse_address
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources import addresses
 
@@ -38,6 +39,12 @@ class DnsStatus(Struct, frozen=True):
     restarts: int
     """How many workers ended and were started again, since the daemon's start."""
     workers: tuple[Told, ...]
+    http: tuple[str, ...] = ()
+    """Where metrics are told."""
+    refused: str = ""
+    """What is wrong with the configuration file as it is now; empty: nothing."""
+    restart_needed: tuple[str, ...] = ()
+    """Its fields that have changed, and count at the next start only."""
 
 
 class DnsService:
@@ -55,13 +62,28 @@ class DnsService:
         pods: Sequence[Network] = (),
         networks: Sequence[Network] = (),
     ) -> None:
-        if settings.reverse is None:
-            settings = structs.replace(settings, reverse=tuple(map(str, (*pods, *networks))))
-        settings = structs.replace(settings, allow=(*settings.allow, *map(str, pods)))
-        self.settings = settings
+        self._pods, self._networks = tuple(map(str, pods)), tuple(map(str, networks))
         self._kept = Kept(pods=settings.pods == "verified")
+        self._workers = Workers(
+            self._whole(settings), self._kept, None if state is None else state / FOLDER
+        )
         self._following: asyncio.Task[None] | None = None
-        self._workers = Workers(settings, self._kept, None if state is None else state / FOLDER)
+        self._refused = ""
+        self._restart_needed: list[str] = []
+        self.moved = asyncio.Event()
+        """Set when it answers elsewhere than before; whoever waits for it clears it."""
+
+    def _whole(self, settings: DnsSettings) -> DnsSettings:
+        """Return settings with what the rest of the configuration says."""
+        reverse = settings.reverse
+        if reverse is None:
+            reverse = (*self._pods, *self._networks)
+        return structs.replace(settings, reverse=reverse, allow=(*settings.allow, *self._pods))
+
+    @property
+    def settings(self) -> DnsSettings:
+        """What it answers by, with what the rest of the configuration says."""
+        return self._workers.settings
 
     @property
     def listens(self) -> list[Listen]:
@@ -69,18 +91,52 @@ class DnsService:
         return self._workers.listens
 
     @property
+    def http(self) -> list[Listen]:
+        """Where metrics are told."""
+        return self._workers.http
+
+    @property
     def restarts(self) -> int:
         """How many workers ended and were started again."""
-        return self._workers.ended
+        return self._workers.supervised.restarts
 
     async def start(self) -> None:
         """Answer from now on. Raise ConfigError where an address is taken, Busy or UnknownResult
         where no worker starts.
         """
         await self._workers.start()
+        self._started()
+
+    def _started(self) -> None:
         if self.listens:
             log.info("DNS", listens=" ".join(map(str, self.listens)))
-            self._following = asyncio.ensure_future(self._follow_addresses())
+            if self._following is None:
+                self._following = asyncio.ensure_future(self._follow_addresses())
+
+    async def change(self, settings: DnsSettings) -> list[str]:
+        """Answer by other settings from now on, without a question lost.
+
+        Return the fields of the section that have changed and count at the next start only. Raise
+        ConfigError where an address is taken: nothing has changed then.
+        """
+        needed = []
+        if settings.pods == "verified" and self._kept.pods is None:
+            needed.append("pods")  # pods were not remembered
+            settings = structs.replace(settings, pods=self._workers.settings.pods)
+        if self.listens and settings.listen and settings.workers != self._workers.settings.workers:
+            needed.append("workers")
+        before = self.listens
+        await self._workers.change(self._whole(settings))
+        if self.listens != before:
+            self._started()
+            self.moved.set()
+        return needed
+
+    def reread(self, refused: str, restart_needed: Sequence[str]) -> None:
+        """Note what became of the configuration file when it was read again."""
+        if refused:
+            self._workers.refused()
+        self._refused, self._restart_needed = refused, list(restart_needed)
 
     def take(
         self, events: Sequence[Event], before: Snapshot, after: Snapshot, touched: Touched
@@ -99,7 +155,14 @@ class DnsService:
     async def status(self, _: str = "") -> DnsStatus:
         """Return how it is, for the control socket."""
         told = await self.told()
-        return DnsStatus(tuple(map(str, self.listens)), self.restarts, tuple(told))
+        return DnsStatus(
+            tuple(map(str, self.listens)),
+            self.restarts,
+            tuple(told),
+            tuple(map(str, self._workers.http)),
+            self._refused,
+            tuple(self._restart_needed),
+        )
 
     async def trace(self, argument: str) -> Course:
         """Return how a question comes to its answer, for the control socket."""
@@ -141,6 +204,33 @@ def traced(asked: Asked, known: Known, listens: Sequence[Listen] = ()) -> Course
 
 def _unsaid(event: str, **facts: object) -> None:
     """Tell nobody: the worker has."""
+
+
+async def status_without_daemon(state: Path) -> DnsStatus | None:
+    """Return how the workers are that answer without a daemon; None where there are none."""
+    there = await find(state / FOLDER)
+    told = []
+    for one in there:
+        try:
+            answer, _ = await one.ask(Tell())
+        except (Busy, UnknownResult):
+            continue
+        finally:
+            one.forget()
+        if isinstance(answer, Told):
+            told.append(answer)
+    if not told:
+        return None
+    return DnsStatus(
+        _texts([listen for one in told for listen in one.listens]),
+        0,
+        tuple(sorted(told, key=lambda one: one.number)),
+        _texts([listen for one in told for listen in one.http]),
+    )
+
+
+def _texts(listens: Sequence[WireListen]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(Listen(parse_address(one), port)) for one, port in listens))
 
 
 async def leftovers(state: Path, *, remove: bool) -> list[str]:

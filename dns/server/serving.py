@@ -11,6 +11,7 @@ from vipd.backends.userspace.forwarder import log
 from vipd.dns.answer import Answers, Outcome
 from vipd.dns.server.access import Access, Refusals
 from vipd.dns.server.counters import Counters
+from vipd.dns.server.query_log import QueryLog
 from vipd.dns.server.waiting import Asks, Waiting
 
 MOST_TOLD_ERRORS = 10
@@ -34,6 +35,8 @@ class Serving:
         """Whoever asks upstreams; None: nobody."""
         self.tcp_seconds = (3.0, 10.0, 5.0)
         """Until the first question, without a question, and without a byte of a reply taken."""
+        self.log: QueryLog | None = None
+        """Tells questions; None: nobody does."""
         self._told = 0
 
     def outcome(self, answer: Callable[[bytes], Outcome], data: bytes) -> Outcome:

@@ -14,6 +14,8 @@ from vipd.dns.server.serving import Serving
 
 AT_ONCE = 32
 """Connections that are accepted of one listener before others have their turn."""
+MOST_ROUNDS = 1000
+"""Of so many, when no more are to come."""
 MOST_OF_STRANGERS = 16
 """Connections of all who may not ask, together: they are told so, no more."""
 STRANGERS = ""
@@ -102,19 +104,26 @@ class TcpServer:
             self._accepts = False
             asyncio.get_running_loop().remove_reader(self.listener.fileno())
 
-    def _accept(self) -> None:
+    def drain(self) -> None:
+        """Accept those who have connected already."""
+        for _ in range(MOST_ROUNDS):
+            if not self._accept():
+                return
+
+    def _accept(self) -> bool:
+        """Accept a few; return whether there may be more."""
         serving = self._serving
         for _ in range(AT_ONCE):
             try:
                 accepted, peer = self.listener.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in _SHORTAGE:
                     serving.counters.by_name["tcp_accept_failed"] += 1
                     self.stop()
                     self._resume = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self.start)
-                    return
+                    return False
                 continue  # the client went away while it waited
             accepted.setblocking(False)
             source = str(peer[0])
@@ -123,6 +132,7 @@ class TcpServer:
             if not admitted:
                 serving.counters.by_name["tcp_refused"] += 1
             client = source if admitted else STRANGERS
-            one = Connection(accepted, source, client, serving, self._connections, self._traffic)
+            one = Connection(accepted, peer[:2], client, serving, self._connections, self._traffic)
             self._connections.add(one)
             one.start()
+        return True

@@ -13,10 +13,13 @@ import socket
 import struct
 
 from vipd.dns.answer import Forward
+from vipd.dns.server.query_log import Receive, Send
 from vipd.dns.server.serving import Serving
 
 AT_ONCE = 64
 """Datagrams of one socket before the others, TCP and the daemon have their turn: about 1 ms."""
+MOST_ROUNDS = 1000
+"""Of so many datagrams, when no more are to come; a flood must not go on with it for ever."""
 LONGEST = 4096
 """Bytes that are read of a datagram: a question padded to a block (RFC 8467) has 128 or 256, and
 what is longer is cut off, which makes it malformed."""
@@ -50,6 +53,12 @@ class UdpServer:
             self._reads = False
             asyncio.get_running_loop().remove_reader(self.listener.fileno())
 
+    def drain(self) -> None:
+        """Answer what has arrived."""
+        for _ in range(MOST_ROUNDS):
+            if not self._read():
+                return
+
     async def finish(self) -> None:
         """Return when nothing waits any more."""
         while self._tasks:
@@ -66,17 +75,21 @@ class UdpServer:
         except (OSError, struct.error):
             return 0
 
-    def _read(self) -> None:
+    def _read(self) -> int:
+        """Answer what has arrived, up to AT_ONCE; return how many datagrams that were."""
         serving = self._serving
         answer, verdicts = serving.answers.udp, serving.access.verdicts
-        receive, send = self.listener.recvfrom, self.listener.sendto
+        receive: Receive = self.listener.recvfrom
+        send: Send = self.listener.sendto
+        if serving.log is not None:
+            receive, send = serving.log.watched(receive, send)
         traffic, rcodes = self._traffic, serving.counters.rcodes
         types = traffic.types
         asked, given = traffic.requests.exact, traffic.responses.exact
         clock = asyncio.get_running_loop().time
         began = clock()
-        replies = 0
-        for _ in range(AT_ONCE):
+        replies = taken = 0
+        for taken in range(AT_ONCE):  # noqa: B007 - told at the end
             try:
                 data, client = receive(LONGEST)
             except OSError as error:
@@ -107,8 +120,11 @@ class UdpServer:
                 self._forward(outcome, client)
             else:
                 serving.counters.by_name["silent"] += 1
+        else:
+            taken = AT_ONCE
         if replies:
             serving.counters.took((clock() - began) / replies, replies)
+        return taken
 
     def _admitted(self, data: bytes, client: tuple[str, int]) -> bool:
         """Return whether a client that was not met lately may ask; say so where it may not."""
@@ -118,22 +134,24 @@ class UdpServer:
         refusal = serving.refusal(data, client[0])
         if refusal is not None:
             self._send(refusal, client)
+            if serving.log is not None:
+                serving.log.note(data, refusal, client, 0.0, protocol="udp")
         return False
 
     def _forward(self, forward: Forward, client: tuple[str, int]) -> None:
         serving = self._serving
+        began = asyncio.get_running_loop().time()
         try:
             reply = serving.waiting.at_once(forward, serving.answers, serving.asks, udp=True)
         except Exception:  # as in _read
             serving.failed_inside(forward.query.name)
             return
+        if reply is None and not serving.waiting.admit(client[0]):
+            reply = serving.answers.fail(forward)
         if reply is not None:
-            self._send(reply, client)
+            self._forwarded_reply(forward, reply, client, began)
             return
-        if not serving.waiting.admit(client[0]):
-            self._send(serving.answers.fail(forward), client)
-            return
-        task = asyncio.get_running_loop().create_task(self._forwarded(forward, client))
+        task = asyncio.get_running_loop().create_task(self._forwarded(forward, client, began))
         self._tasks.add(task)
 
         def over(ended: asyncio.Task[None]) -> None:
@@ -142,16 +160,24 @@ class UdpServer:
 
         task.add_done_callback(over)
 
-    async def _forwarded(self, forward: Forward, client: tuple[str, int]) -> None:
+    async def _forwarded(self, forward: Forward, client: tuple[str, int], began: float) -> None:
         serving = self._serving
-        clock = asyncio.get_running_loop().time
-        began = clock()
         try:
             reply = await serving.waiting.reply(forward, serving.answers, serving.asks, udp=True)
         except Exception:  # one question must not end the process
             serving.failed_inside(forward.query.name)
             reply = serving.answers.fail(forward)
-        serving.counters.took(clock() - began)
+        self._forwarded_reply(forward, reply, client, began)
+
+    def _forwarded_reply(
+        self, forward: Forward, reply: bytes, client: tuple[str, int], began: float
+    ) -> None:
+        serving = self._serving
+        seconds = asyncio.get_running_loop().time() - began
+        serving.counters.took(seconds)
+        serving.counters.forwarded_rcodes[reply[3] & 15] += 1
+        if serving.log is not None:
+            serving.log.forwarded(forward.query, reply, client, seconds, protocol="udp")
         self._send(reply, client)
 
     def _send(self, reply: bytes, client: tuple[str, int]) -> None:

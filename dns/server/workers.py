@@ -1,6 +1,7 @@
 """The DNS workers of a node: started, fed, started again, and exchanged without losing a question.
 
-Lives here: the supervision. Must not: know what is told (feed.py) or what a worker does with it.
+Lives here: the supervision of all of them. Must not: know where they answer (bound.py), what is
+told (feed.py), how one is told (seat.py), or what a worker does with it.
 
 Sockets stay open here beside the worker's own: what arrives while a worker is started again waits
 in the kernel. The workers of a daemon that is gone answer until those of the next one have been
@@ -9,68 +10,27 @@ told everything; these read the same sockets, so no question is refused or lost 
 
 import asyncio
 import contextlib
-import os
-import time
-from collections.abc import Collection
+import socket
 from pathlib import Path
 
 import structlog
+from msgspec import structs
 
-from vipd.dns.feed import Changed, Kept, Untold
-from vipd.dns.server.listeners import Pair, pair
-from vipd.dns.server.messages import (
-    Begin,
-    Feed,
-    HandedOver,
-    HandOver,
-    Retire,
-    Serve,
-    Tell,
-    Told,
-    WireListen,
-)
+from vipd.dns.feed import Changed, Kept
+from vipd.dns.server.bound import Bound
+from vipd.dns.server.messages import Hear, Retire, Sibling, Supervised, Tell, Told
 from vipd.dns.server.process import Process
-from vipd.dns.settings import DnsSettings, Listen, parse_listen
-from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
-from vipd.proxy.names import parse_address
+from vipd.dns.server.seat import Seat
+from vipd.dns.server.takeover import end, find, inherit
+from vipd.dns.settings import DnsSettings, Listen
+from vipd.proxy.errors import Busy, DataplaneError, UnknownResult, VipdError
 
-LIVES_SECONDS = 5.0
-"""A worker that lived longer is started again at once; otherwise the pause doubles."""
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 TELL_SECONDS = 2.0
 """How long a worker may take to say how it is."""
-QUIT_SECONDS = 5.0
+HTTP_RETRY_SECONDS = 10.0
+"""Until an address for metrics that is somebody else's is tried again."""
 
 log = structlog.get_logger()
-
-
-class Seat:
-    """One worker's place: its sockets stay, processes come and go."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.sockets: list[tuple[Listen, Pair]] = []
-        self.process: Process | None = None
-        self.untold = Untold()
-        self.wake = asyncio.Event()
-        self.in_step = asyncio.Event()
-        """Set while the process was told everything."""
-        self.serves = False
-        self.began = 0.0
-        """When the process was started (time.monotonic)."""
-        self.task: asyncio.Task[None] | None = None
-
-    def note(self, changed: Changed) -> None:
-        """Let the process be told."""
-        self.untold.note(changed)
-        self.wake.set()
-
-    def close(self) -> None:
-        """Close the sockets here; the worker has its own."""
-        for _, both in self.sockets:
-            for one in both:
-                one.close()
-        self.sockets.clear()
 
 
 class Workers:
@@ -80,20 +40,31 @@ class Workers:
     """
 
     def __init__(self, settings: DnsSettings, kept: Kept, folder: Path | None) -> None:
-        self._settings, self._kept, self._folder = settings, kept, folder
+        self.settings, self.kept, self.folder = settings, kept, folder
+        self.supervised = Supervised()
         self._seats: list[Seat] = []
+        self._bound = Bound()
         self._old: list[Process] = []
         """Workers of the daemon before."""
         self._leaving: list[Process] = []
         """Those of them that take no new questions."""
         self._relieving: asyncio.Task[None] | None = None
-        self.ended = 0
-        """How many processes had to be started again."""
+        self._retrying: asyncio.Task[None] | None = None
 
     @property
     def listens(self) -> list[Listen]:
-        """Where questions are answered; port 0 is what the kernel made of it."""
-        return list(dict.fromkeys(listen for seat in self._seats for listen, _ in seat.sockets))
+        """Where questions are answered."""
+        return list(self._bound.at.values())
+
+    @property
+    def http(self) -> list[Listen]:
+        """Where metrics are told."""
+        return list(self._bound.http_at.values())
+
+    @property
+    def relieves(self) -> bool:
+        """Whether workers of the daemon before still answer."""
+        return bool(self._old)
 
     async def start(self) -> None:
         """Bind and start. Raise ConfigError where an address is taken, Busy where nothing starts.
@@ -101,23 +72,62 @@ class Workers:
         Questions are answered from now on: by the workers of the daemon before until everything has
         been told, or with SERVFAIL for the cluster's names.
         """
-        count = self._settings.workers if self._settings.listen else 0
-        self._seats = [Seat(number) for number in range(count)]
+        count = self.settings.workers if self.settings.listen else 0
+        self._seats = [Seat(number, self) for number in range(count)]
         try:
-            self._share_out(await self._inherited())
-            await asyncio.gather(*(self._begin(seat) for seat in self._seats))
+            for old in await find(self.folder):
+                (self._leaving if old.met.retired else self._old).append(old)
+                old.watch(self._left)
+            inherited = await inherit(list(self._old))
+            try:
+                self._bound.start(self.settings, self._seats, inherited)
+            finally:
+                inherited.close()
+            await asyncio.gather(*(seat.begin() for seat in self._seats))
         except BaseException:
             await self.stop()
+            self._seats.clear()
+            self._bound.clear()
             raise
         for seat in self._seats:
-            seat.task = asyncio.ensure_future(self._run(seat))
+            seat.task = asyncio.ensure_future(seat.run())
         if self._old:
             self._relieving = asyncio.ensure_future(self._relieve())
+        self._retry_http()
+
+    async def change(self, settings: DnsSettings) -> None:
+        """Answer by other settings from now on; the number of workers stays.
+
+        Raise ConfigError where an address is taken: nothing has changed then.
+        """
+        if not self._seats:
+            before, self.settings = self.settings, settings
+            try:
+                await self.start()
+            except VipdError:
+                self.settings = before
+                raise
+            return
+        if not settings.listen:
+            self.settings = settings
+            await self._retire()
+            return
+        self._bound.change(self.settings, settings, self._seats)
+        self.settings = structs.replace(settings, workers=self.settings.workers)
+        self._retry_http()
+        for seat in self._seats:
+            seat.look()
 
     def note(self, changed: Changed) -> None:
         """Tell the workers what has changed."""
         for seat in self._seats:
             seat.note(changed)
+
+    def refused(self) -> None:
+        """Count a changed configuration that was wrong."""
+        self.supervised = structs.replace(self.supervised, refused=self.supervised.refused + 1)
+        for seat in self._seats:
+            seat.look()
 
     async def in_step(self) -> None:
         """Return when every worker was told everything."""
@@ -141,132 +151,72 @@ class Workers:
 
     async def stop(self) -> None:
         """Tell nothing more. Workers with a folder go on, the others end."""
-        tasks = [seat.task for seat in self._seats if seat.task is not None]
-        if self._relieving is not None:
-            tasks.append(self._relieving)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._end_tasks()
         for seat in self._seats:
             process, seat.process = seat.process, None
             if process is not None:
-                if self._folder is None:
-                    await _end(process)
+                if self.folder is None:
+                    await end(process)
                 process.forget()
             seat.close()
         for old in (*self._old, *self._leaving):
             old.forget()
 
-    # Sockets
+    async def _retire(self) -> None:
+        """Let all of them end, once what has arrived is answered."""
+        await self._end_tasks()
+        for seat in self._seats:
+            process, seat.process = seat.process, None
+            if process is not None:
+                self._leaving.append(process)
+                process.watch(self._left)
+                with contextlib.suppress(Busy, UnknownResult):
+                    await process.ask(Retire())
+            seat.close()
+        self._seats.clear()
+        self._bound.clear()
 
-    async def _inherited(self) -> dict[Listen, list[Pair]]:
-        """Return the sockets of the workers of the daemon before, each once."""
-        found: dict[Listen, list[Pair]] = {}
-        known: set[int] = set()
-        for old in await find(self._folder):
-            (self._leaving if old.met.retired else self._old).append(old)
-            old.watch(self._left)
-        for old in list(self._old):
-            try:
-                answer, given = await old.ask(HandOver())
-            except (Busy, UnknownResult) as error:
-                log.warning("a DNS worker does not give its sockets", why=str(error))
+    async def _end_tasks(self) -> None:
+        tasks = [*(seat.task for seat in self._seats), self._relieving, self._retrying]
+        there = [task for task in tasks if task is not None]
+        for task in there:
+            task.cancel()
+        await asyncio.gather(*there, return_exceptions=True)
+        self._relieving = self._retrying = None
+
+    # Metrics
+
+    def _retry_http(self) -> None:
+        """Try again later where an address for metrics is somebody else's: answers come first."""
+        if self._retrying is None and self._seats and self._bound.lacks_http(self.settings):
+            self._retrying = asyncio.ensure_future(self._try_http())
+
+    async def _try_http(self) -> None:
+        while self._bound.lacks_http(self.settings):
+            await asyncio.sleep(HTTP_RETRY_SECONDS)
+            self._bound.share_http(self.settings, self._seats[0], {})
+            self._seats[0].look()
+        self._retrying = None
+
+    # What seats tell
+
+    async def begun(self, seat: Seat) -> None:
+        """Let the first process ask the others how they are, which tells of all."""
+        first = self._seats[0]
+        for other in self._seats[1:] if seat is first else [seat]:
+            if first.process is None or other.process is None or other is first:
                 continue
-            if not isinstance(answer, HandedOver):
-                continue
-            for at, (address, port) in enumerate(answer.listens):
-                both = given[2 * at], given[2 * at + 1]
-                inode = os.fstat(both[0].fileno()).st_ino
-                if inode in known:
-                    for one in both:
-                        one.close()
-                    continue
-                known.add(inode)
-                found.setdefault(Listen(parse_address(address), port), []).append(both)
-        return found
+            ours, theirs = socket.socketpair()
+            # One that ends meanwhile is started again, and introduced then.
+            with ours, theirs, contextlib.suppress(Busy, UnknownResult):
+                await other.process.ask(Hear(), [theirs])
+                await first.process.ask(Sibling(other.number), [ours])
 
-    def _share_out(self, inherited: dict[Listen, list[Pair]]) -> None:
-        """Give each worker sockets of each address: inherited ones, all of them, or new ones."""
-        for text in self._settings.listen if self._seats else ():
-            listen = parse_listen(text)
-            there = inherited.pop(listen, [])
-            while len(there) < len(self._seats):
-                both = pair(listen, self._settings.udp_buffer_bytes, fresh=not there)
-                listen = Listen(listen.address, both[0].getsockname()[1])
-                there.append(both)
-            for at, both in enumerate(there):
-                self._seats[at % len(self._seats)].sockets.append((listen, both))
-        for pairs in inherited.values():
-            for both in pairs:
-                for one in both:
-                    one.close()
-
-    # One worker
-
-    async def _begin(self, seat: Seat) -> None:
-        """Start the process of a seat. Raise Busy or UnknownResult."""
-        process = await Process.start(seat.number, self._folder)
-        seat.process, seat.serves, seat.began = process, False, time.monotonic()
-        process.watch(lambda gone: self._lost(seat, gone))
-        listens: list[WireListen] = [(str(one.address), one.port) for one, _ in seat.sockets]
-        given = [one for _, both in seat.sockets for one in both]
-        await process.ask(Begin(self._settings, listens, self._folder is not None), given)
-        seat.in_step.clear()
-        seat.untold = Untold()
-        seat.note(self._kept.everything())
-        await self._serve_if_due(seat)
-
-    async def _serve_if_due(self, seat: Seat) -> None:
-        """Let it answer once it knows everything, and before that if nobody else does.
-
-        Where everything is known here, questions wait for the moment until it was told.
-        """
-        nobody = not self._old and not self._kept.synced
-        if seat.process is not None and not seat.serves and (seat.in_step.is_set() or nobody):
-            seat.serves = True
-            await seat.process.ask(Serve())
-
-    async def _run(self, seat: Seat) -> None:
-        """Tell a worker everything, and start it again whenever it ends."""
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                if seat.process is None:
-                    await self._begin(seat)
-                await self._feed(seat)
-            except (Busy, UnknownResult) as error:
-                log.warning("DNS worker does not answer", number=seat.number, why=str(error))
-                if (process := seat.process) is not None:
-                    process.kill()
-                    await process.gone()
-            if time.monotonic() - seat.began > LIVES_SECONDS:
-                pause = FIRST_PAUSE_SECONDS
-            else:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    async def _feed(self, seat: Seat) -> None:
-        """Tell one process what there is to tell, for as long as it lives."""
-        process = seat.process
-        while process is not None and process is seat.process:
-            await self._serve_if_due(seat)
-            await seat.wake.wait()
-            seat.wake.clear()
-            while seat.untold or (self._kept.synced and not seat.in_step.is_set()):
-                portion = seat.untold.portion(self._kept)
-                synced = self._kept.synced and not seat.untold
-                await process.ask(Feed(portion, synced))
-                if synced:
-                    seat.in_step.set()
-
-    def _lost(self, seat: Seat, gone: Process) -> None:
-        """Note that a process is gone. `_run` starts it again."""
-        if seat.process is gone:
-            log.error("a DNS worker has ended; it is started again", number=seat.number)
-            self.ended += 1
-            seat.process = None
-            seat.in_step.clear()
-            seat.wake.set()
+    def lost(self, _: Seat) -> None:
+        """Count it; everybody is told, so that it is seen in metrics."""
+        self.supervised = structs.replace(self.supervised, restarts=self.supervised.restarts + 1)
+        for seat in self._seats:
+            seat.look()
 
     # The workers of the daemon before
 
@@ -276,48 +226,16 @@ class Workers:
             if old in there:
                 there.remove(old)
         for seat in self._seats:
-            seat.wake.set()
+            seat.look()
 
     async def _relieve(self) -> None:
         """Let them end, once ours can do what they do."""
         for seat in self._seats:
             await seat.in_step.wait()
-            await self._serve_if_due(seat)
+            await seat.serve_if_due()
         for old in list(self._old):
             self._old.remove(old)
             self._leaving.append(old)
             with contextlib.suppress(Busy, UnknownResult):
                 await old.ask(Retire())
             log.info("DNS worker is relieved", pid=old.pid, version=old.met.version)
-
-
-async def find(folder: Path | None) -> list[Process]:
-    """Return the processes whose control sockets are in a folder; files of others are removed."""
-    found = []
-    for path in _control_sockets(folder):
-        try:
-            found.append(await Process.find(path))
-        except Busy as error:
-            log.info("no DNS worker there", why=str(error))
-    return found
-
-
-def _control_sockets(folder: Path | None) -> list[Path]:
-    return [] if folder is None else sorted(folder.glob("*.sock"))
-
-
-async def quit_all(processes: Collection[Process]) -> None:
-    """End processes that were found, at once."""
-    for one in processes:
-        one.watch(lambda _: None)
-    await asyncio.gather(*(_end(one) for one in processes))
-
-
-async def _end(process: Process) -> None:
-    await process.quit()
-    try:
-        async with asyncio.timeout(QUIT_SECONDS):
-            await process.gone()
-    except TimeoutError:
-        process.kill()
-        await process.gone()

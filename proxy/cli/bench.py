@@ -2,10 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
+
+from vipd.proxy.cli.progress import Stages
 
 BUSY_CORES = 0.2
 """With more than that at work on something else, figures say little."""
@@ -56,7 +58,7 @@ def sync(
         raise click.BadParameter("at least 4: one of each kind", param_hint="--changes")
     results = []
     for services, endpoints in wanted:
-        with _progress(f"{mode} {services} × {endpoints}") as progress:
+        with Stages(f"{mode} {services} × {endpoints}") as progress:
             results.append(measure(services, endpoints, changes, progress, mode, source))
     if _told_as_json("sync", results, as_json, output):
         return
@@ -120,7 +122,7 @@ def switch(
     speed = _rate(rate)
     results = []
     for origin, target in _pairs(pairs):
-        with _progress(f"{origin} → {target}") as progress:
+        with Stages(f"{origin} → {target}") as progress:
             results.append(measure(origin, target, speed, seconds, services, progress, kept))
     if not _told_as_json("switch", results, as_json, output):
         print_table(
@@ -201,7 +203,7 @@ def datapath(
         services=services,
         workers=len(os.sched_getaffinity(0)),
     )
-    with _progress("datapath") as progress:
+    with Stages("datapath") as progress:
         result = measure(plan, progress)
     if not _told_as_json("datapath", [result], as_json, output):
         click.echo(" · ".join(f"{name} {value}" for name, value in result.tools.items()))
@@ -210,14 +212,90 @@ def datapath(
         if rows:
             click.echo()
             print_table(headings, rows)
-    if result.busy_cores > BUSY_CORES:
-        told = f"{result.busy_cores} cores were busy before the run: do not rely on its figures"
+    _tell_what_spoils(result.busy_cores, result.unavailable, result.failures)
+
+
+@bench.command()
+@click.option("--rounds", default=5, show_default=True, help="Turns of each server.")
+@click.option("--seconds", default=3, show_default=True, help="Length of each measure of load.")
+@click.option("--variants", metavar="NAME,…", help="Servers to measure. Default: all.")
+@click.option("--measures", metavar="NAME,…", help="Measures to take. Default: all.")
+@click.option("--services", default=10_000, show_default=True, help="Services with a cluster IP.")
+@click.option(
+    "--headless", default=2000, show_default=True, help="Endpoints of a headless service."
+)
+@click.option(
+    "--rate", default=5000, show_default=True, help="Questions a second while time is taken."
+)
+@click.option("--changes", default=200, show_default=True, help="Changes, one at a time.")
+@_output_options
+def dns(
+    rounds: int,
+    seconds: int,
+    variants: str | None,
+    measures: str | None,
+    services: int,
+    headless: int,
+    rate: int,
+    changes: int,
+    as_json: bool,
+    output: str | None,
+) -> None:
+    """Names: questions a second, latency, memory, start, and from a change to its answer.
+
+    vipd beside unbound, Knot DNS, dnsmasq and CoreDNS, one thread each, with the same names.
+    Exits with 1 where a measure failed.
+    """
+    from vipd.bench import dns_plan as planned
+    from vipd.bench import dns_report as report
+    from vipd.bench.dns import measure
+    from vipd.proxy.cli.output import print_table
+
+    for name, value, least, most in (
+        ("rounds", rounds, 1, 1000),
+        ("seconds", seconds, 1, 3600),
+        ("services", services, planned.LEAST_SERVICES, planned.MOST_SERVICES),
+        ("headless", headless, 1, 100_000),
+        ("rate", rate, 1, planned.MOST_RATE),
+        ("changes", changes, 4, 100_000),
+    ):
+        if not least <= value <= most:
+            raise click.BadParameter(f"{least} to {most}", param_hint=f"--{name}")
+    wanted = _named(measures, tuple(planned.Measure), "--measures")
+    plan = planned.Plan(
+        variants=_named(variants, planned.VARIANTS, "--variants"),
+        measures=tuple(one for one in planned.Measure if one in wanted),
+        rounds=rounds,
+        seconds=seconds,
+        services=services,
+        headless=headless,
+        rate=rate,
+        changes=changes,
+    )
+    with Stages("dns") as progress:
+        result = measure(plan, progress)
+    if not _told_as_json("dns", [result], as_json, output):
+        click.echo(" · ".join(f"{name} {value}" for name, value in result.tools.items()))
+        for make in (report.table, report.ratio_table, report.target_table):
+            headings, rows = make(result)
+            if rows:
+                click.echo()
+                print_table(headings, rows)
+    _tell_what_spoils(result.busy_cores, result.unavailable, result.failures)
+
+
+def _tell_what_spoils(
+    busy_cores: float, unavailable: Mapping[str, str], failures: Sequence[str]
+) -> None:
+    """Say what is wrong with a run; exit with 1 where a measure failed."""
+    if busy_cores > BUSY_CORES:
+        told = f"{busy_cores} cores were busy before the run: do not rely on its figures"
         click.echo(told, err=True)
-    for variant, why in result.unavailable.items():
+    for variant, why in unavailable.items():
         click.echo(f"without {variant}: {why}", err=True)
-    for line in result.failures:
+    for line in failures:
         click.echo(line, err=True)
-    if result.failures:
+    if failures:
         sys.exit(1)
 
 
@@ -302,34 +380,3 @@ def _size(text: str) -> tuple[int, int]:
     if int(services) > 59_000 or int(services) * int(endpoints) > 3_900_000:
         raise click.BadParameter(f"{text!r} is too large", param_hint="--sizes")
     return int(services), int(endpoints)
-
-
-class _progress:
-    """A bar on a terminal; elsewhere one line at the start of each stage."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._stage = ""
-
-    def __enter__(self) -> "_progress":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar: Progress | None = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=1.0)
-        else:
-            self._bar = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, stage: str, share: float) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description=f"{self._title} {stage}", completed=share)
-        elif stage != self._stage:
-            click.echo(f"{self._title}: {stage}", err=True)
-        self._stage = stage

@@ -10,8 +10,11 @@ from vipd.proxy.cli.options import flags, json_option, kubeconfig_option, socket
 from vipd.proxy.words import counted
 
 if TYPE_CHECKING:
+    from vipd.dns.server.messages import Told
     from vipd.dns.server.service import DnsStatus
     from vipd.dns.settings import Listen
+
+_OF_UPSTREAM = "vipd_dns_forward_upstream_"
 
 
 @click.group()
@@ -52,7 +55,11 @@ dns.add_command(query)
     help="Who may ask beside this host, the cluster's nodes and pods. Repeatable.",
 )
 @click.option("--workers", "dns_workers", type=int, metavar="N", help="Processes. Default: 1.")
-@click.option("--config", metavar="FILE", help="File of kind VipdConfiguration; its section dns.")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="File of kind VipdConfiguration; its section dns is followed.",
+)
 @click.option("--cluster-cidr", metavar="CIDR[,CIDR]", help="Pod networks: they may ask.")
 @click.option("--service-cidr", metavar="CIDR[,CIDR]", help="Ranges of cluster IPs.")
 @click.option(
@@ -84,15 +91,13 @@ def serve(
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
-    config = load(flags((*manifests, *more), **told))
+    said = flags((*manifests, *more), **told)
+    config = load(said)
     if not config.dns.listen:
         raise ConfigError("--listen", "say where to answer, such as --listen 127.0.0.1:5353")
     logs.configure(log_format)
     chosen = source(config, node=False)
-    node = config.node
-    asyncio.run(
-        alone.serve(config.dns, chosen, node.cluster_cidrs, node.service_cidrs, _tell_ready)
-    )
+    asyncio.run(alone.serve(config, chosen, _tell_ready, said))
 
 
 @dns.command()
@@ -104,41 +109,96 @@ def status(socket: str | None, as_json: bool) -> None:
 
     import msgspec
 
-    from vipd.dns.server.service import DnsStatus
     from vipd.proxy.cli.main import DEGRADED
     from vipd.proxy.cli.output import print_json
     from vipd.proxy.config import DEFAULT_SOCKET
-    from vipd.proxy.control import read
 
-    document = read(socket if socket is not None else DEFAULT_SOCKET, "dns")
-    told = msgspec.json.decode(document, type=DnsStatus)
+    told = _status(socket if socket is not None else DEFAULT_SOCKET)
     if as_json:
-        print_json(document)
+        print_json(msgspec.json.encode(told))
     else:
         for line in _status_lines(told):
             click.echo(line)
-    if told.listens and not all(one.synced for one in told.workers):
+    stale = any(one.stale_seconds is not None for one in told.workers)
+    if told.listens and (stale or not all(one.synced for one in told.workers)):
         sys.exit(DEGRADED)
+
+
+def _status(socket: str) -> "DnsStatus":
+    """Return what the daemon says, or without one the workers that it has left."""
+    import asyncio
+    from pathlib import Path
+
+    import msgspec
+
+    from vipd.dns.server.service import DnsStatus, status_without_daemon
+    from vipd.proxy.control import read
+    from vipd.proxy.errors import ControlError
+
+    try:
+        return msgspec.json.decode(read(socket, "dns"), type=DnsStatus)
+    except ControlError:
+        told = asyncio.run(status_without_daemon(Path(socket).parent))
+        if told is None:
+            raise
+        click.echo("no daemon: its workers go on with what they know", err=True)
+        return told
 
 
 def _status_lines(told: "DnsStatus") -> Iterator[str]:
     yield f"answers on   {', '.join(told.listens) or 'nothing: see --dns-listen'}"
+    if told.listens:
+        yield f"metrics      {', '.join(told.http) or 'nowhere: see dns.http'}"
     for one in told.workers:
-        names = counted(one.services, "service") if one.synced else "cluster not known yet"
-        questions = sum(one.types.values())
-        denied = one.rcodes.get("NXDOMAIN", 0)
-        failed = one.rcodes.get("SERVFAIL", 0)
-        yield f"worker {one.number}     pid {one.pid}, {names}, told {one.fed_seconds:.0f} s ago"
-        yield f"  questions  {questions}; {denied} of names that do not exist, {failed} failed"
-        lost = one.counters.get("udp_dropped_full", 0)
-        refused = one.counters.get("sources_refused", 0)
-        if lost or refused:
-            yield f"  turned away {lost} for lack of room, {refused} of sources that may not ask"
-        if one.connections or one.waiting:
-            is_open = counted(one.connections, "TCP connection")
-            yield f"  open       {is_open}, questions that wait: {one.waiting}"
+        yield from _worker_lines(one)
+    for line in _upstream_lines(told.workers):
+        yield f"upstream     {line}"
     if told.restarts:
         yield f"restarts     {told.restarts}"
+    if told.refused:
+        yield f"refused      {told.refused}; the configuration before stays"
+    if told.restart_needed:
+        yield f"next start   {', '.join(told.restart_needed)} changed, and cannot be taken now"
+
+
+def _worker_lines(one: "Told") -> Iterator[str]:
+    names = counted(one.services, "service") if one.synced else "cluster not known yet"
+    stale = "" if one.stale_seconds is None else f", stale for {one.stale_seconds:.0f} s"
+    yield f"worker {one.number}     pid {one.pid}, {names}, told {one.fed_seconds:.0f} s ago{stale}"
+    questions = sum(one.types.values())
+    denied, failed = one.rcodes.get("NXDOMAIN", 0), one.rcodes.get("SERVFAIL", 0)
+    yield f"  questions  {questions}; {denied} of names that do not exist, {failed} failed"
+    lost = one.counters.get("udp_dropped_full", 0)
+    refused = one.counters.get("sources_refused", 0)
+    if lost or refused:
+        yield f"  turned away {lost} for lack of room, {refused} of sources that may not ask"
+    if one.connections or one.waiting:
+        is_open = counted(one.connections, "TCP connection")
+        yield f"  open       {is_open}, questions that wait: {one.waiting}"
+    if unlogged := one.counters.get("query_log_dropped", 0):
+        lines = counted(int(unlogged), "line")
+        yield f"  query log  {lines} lost, as nobody took them in time"
+
+
+def _upstream_lines(workers: "Sequence[Told]") -> Iterator[str]:
+    """Say how each upstream is; where workers do not agree, as the one that thinks worst of it."""
+    found: dict[str, dict[str, float]] = {}
+    for name, labels, value in (one for worker in workers for one in worker.samples):
+        upstream = dict(labels).get("to")
+        if upstream is not None and name.startswith(_OF_UPSTREAM):
+            there = found.setdefault(upstream, {})
+            what = name.removeprefix(_OF_UPSTREAM)
+            there[what] = max(there.get(what, 0), value)
+    for upstream, values in sorted(found.items()):
+        seconds = values.get("round_trip_seconds")
+        if values.get("looping"):
+            state = "left out: it asks this server what it is asked"
+        elif values.get("down"):
+            state = "down"
+        else:
+            state = "has not answered yet" if seconds is None else "answers"
+        after = "" if seconds is None else f", after {seconds * 1000:.1f} ms"
+        yield f"{upstream} {state}{after}"
 
 
 def _tell_ready(listens: "Sequence[Listen]") -> None:

@@ -110,6 +110,7 @@ def worker_lines(workers: "Sequence[WorkerView]") -> Iterator[str]:
     for number, one in enumerate(workers[:MOST_WORKERS]):
         told = f"{one.number}: pid {one.pid}, up {_lasting(one.up_seconds)}, "
         told += f"{counted(one.listeners, 'listener')}, {one.open} open"
+        told += f", cannot listen at {counted(one.missing, 'place')} yet" if one.missing else ""
         told += f", {counted(one.restarts, 'restart')}" if one.restarts else ""
         told += ", takes nothing new" if one.retired else ""
         yield f"{'' if number else 'workers':10} {told}"

@@ -50,8 +50,9 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
-    config = load(flags((*manifests, *more), **told))
+    said = flags((*manifests, *more), **told)
+    config = load(said)
     logs.configure(log_format)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     chosen = source(config)
-    asyncio.run(daemon.run(config, chosen))
+    asyncio.run(daemon.run(config, chosen, said))

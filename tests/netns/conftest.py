@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.netns.cluster import FLAVOURS, Cluster, Flavour
 from tests.netns.modes import EMULATED, NFTABLES, Mode, kept, named
-from tests.netns.planes import evidence, ours
+from tests.netns.planes import SHOWN, evidence, ours
 
 from vipd.bench.lab import Lab, obstacle, running
 
@@ -51,9 +51,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let a failure show what the kernel had at that moment: some of them cannot be repeated."""
     report = yield
-    lab = getattr(item, "funcargs", {}).get("lab")
-    if report.when == "call" and report.failed and isinstance(lab, Lab):
-        report.sections += evidence(lab)
+    given = getattr(item, "funcargs", {})
+    if report.when == "call" and report.failed and isinstance(given.get("lab"), Lab):
+        report.sections += evidence(given["lab"])
+        if isinstance(cluster := given.get("cluster"), Cluster):
+            report.sections.append(("log of the daemon", cluster.daemon.log_tail(SHOWN)))
     return report
 
 

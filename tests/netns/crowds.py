@@ -92,8 +92,14 @@ class Crowd:
         self._cluster = cluster
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def greet(self, count: int, go: asyncio.Event) -> list[Talk]:
-        """Begin so many more, in turn from both hosts by both families; all know their endpoint."""
+    async def greet(
+        self, count: int, go: asyncio.Event, end: asyncio.Event | None = None
+    ) -> list[Talk]:
+        """Begin so many more, in turn from both hosts by both families; all know their endpoint.
+
+        `go` and `end` are those of Talk; without `end` they end as soon as they have said all.
+        Before that is set, none may have ended, whatever the reason.
+        """
         new: list[Talk] = []
         for number, (host, family) in enumerate(
             (host, family) for host in CLIENTS for family in Family
@@ -103,7 +109,7 @@ class Crowd:
             made = self._cluster.lab.run(host, lambda: [socket.socket(kind) for _ in range(share)])  # noqa: B023
             first = len(self.talks) + len(new)
             to = (str(ADDRESSES[family]), 80)
-            new += [Talk(first + at, one, to, go) for at, one in enumerate(made)]
+            new += [Talk(first + at, one, to, go, end or go) for at, one in enumerate(made)]
         self.talks += new
         self._tasks += [asyncio.create_task(one.run()) for one in new]
         await asyncio.gather(*(one.greeted.wait() for one in new))
@@ -111,10 +117,13 @@ class Crowd:
         return new
 
     async def has_arrived(self, share: float) -> None:
-        """Wait until this share of all bytes has come."""
-        due = share * sum(one.reply.size for one in self.talks)
-        while sum(one.reply.count for one in self.talks) < due:  # noqa: ASYNC110 (bytes, no event)
+        """Wait until this share of all bytes has come, of those that still talk."""
+        while self._share() < share:  # noqa: ASYNC110 (bytes, no event)
             await asyncio.sleep(0.01)
+
+    def _share(self) -> float:
+        lasting = [one.reply for one in self.talks if not one.ended]
+        return sum(one.count for one in lasting) / sum(one.size for one in lasting)
 
     async def ended(self) -> None:
         await asyncio.gather(*self._tasks)

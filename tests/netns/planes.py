@@ -106,15 +106,35 @@ def ours(lab: Lab) -> list[str]:
     ]
 
 
+SHOWN = 40
+"""Lines of each part of the evidence: more of it hides the failure itself."""
+
+
 def evidence(lab: Lab) -> list[tuple[str, str]]:
     """What the node knew and did, each with its title: for reading after a failure."""
-    commands = (
-        ("cat", "/proc/net/nf_conntrack"),
-        ("ip", "neigh"),
-        ("cat", "/proc/net/netstat", "/proc/net/snmp"),
-    )
-    told = [(" ".join(one), "\n".join(_printed(lab, *one)[-200:])) for one in commands]
-    return [*told, ("ours in the kernel", "\n".join(ours(lab)[-400:]))]
+    found = {
+        "/proc/net/nf_conntrack": _printed(lab, "cat", "/proc/net/nf_conntrack"),
+        "ip neigh": _printed(lab, "ip", "neigh"),
+        "counters that are not 0": _counted(lab),
+        "ours in the kernel": ours(lab),
+    }
+    return [
+        (f"{title} (the last {SHOWN} of {len(lines)} lines)", "\n".join(lines[-SHOWN:]))
+        for title, lines in found.items()
+    ]
+
+
+def _counted(lab: Lab) -> list[str]:
+    """Each protocol's counters, by names instead of columns (proc_net_netstat(5), snmp)."""
+    lines = _printed(lab, "cat", "/proc/net/netstat", "/proc/net/snmp")
+    found = []
+    for names, values in zip(lines[::2], lines[1::2], strict=False):
+        protocol, *columns = names.split()
+        told = zip(columns, values.split()[1:], strict=False)
+        found.append(
+            " ".join([protocol, *(f"{name}={value}" for name, value in told if value != "0")])
+        )
+    return found
 
 
 _MARKS = {

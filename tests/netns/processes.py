@@ -5,11 +5,13 @@ workers themselves.
 """
 
 import os
+import select
+import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
 
-from tests.netns.cluster import Cluster, until
+from tests.netns.cluster import DEADLINE_SECONDS, Cluster
 
 Name = tuple[str, int]
 """Address and port of a socket."""
@@ -30,8 +32,9 @@ def workers(cluster: Cluster) -> set[int]:
 
 
 def clients(cluster: Cluster, port: int) -> dict[int, set[Name]]:
-    """Return the clients that each process has accepted at a port of the node."""
-    return _peers(cluster, "-tn", "state", "established", f"sport = :{port}")
+    """Return the clients that each process has at a port of the node, also those that have ended
+    their own direction."""
+    return _peers(cluster, "-tn", "state", "connected", f"sport = :{port}")
 
 
 def listening(cluster: Cluster, port: int) -> dict[int, set[Name]]:
@@ -93,6 +96,16 @@ def is_stopped(process: int) -> bool:
     return text.rpartition(") ")[2].startswith("T")
 
 
-def gone(cluster: Cluster, process: int) -> None:
-    """Wait until a worker has ended, with all that it held."""
-    until(lambda: process not in workers(cluster), f"worker {process} has ended")
+def end(process: int) -> None:
+    """Kill a process, and wait until it has let go of all that it held.
+
+    It has no command line any more before its sockets are closed: who connects in between may
+    still meet its listener.
+    """
+    watched = os.pidfd_open(process)
+    try:
+        os.kill(process, signal.SIGKILL)
+        ended, _, _ = select.select([watched], [], [], DEADLINE_SECONDS)
+        assert ended, f"process {process} has not ended"
+    finally:
+        os.close(watched)

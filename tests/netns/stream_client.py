@@ -1,4 +1,4 @@
-"""The clients of streams.py: each sends and receives one stream, in pieces with pauses.
+"""The clients of streams.py: each sends and receives one stream, in pieces with short pauses.
 
 Lives here: one connection, from the connect to how it ended. Must not: know who may be killed.
 """
@@ -13,20 +13,27 @@ from tests.netns.streams import GREETING, HEAD, WHOLE, Arrived, WrongByteError, 
 
 SMALLEST, LARGEST = 3_000, 100_000
 """Bytes of a stream."""
-LONGEST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 0.15
 _MOST_PIECES = 8
 GOOD: Final = "whole"
 """How a stream ended that lost nothing."""
 
 
 class Talk:
-    """One connection. It stays open until `go` is set; `pod` is known once `greeted` is set.
+    """One connection; `pod` is known once `greeted` is set.
 
+    It says no more than its first piece until `go` is set, and not its last one until `end` is: on
+    no machine it is so quick that it has ended before, nor so slow that it has not begun.
     `ended` is empty while it lasts, and then GOOD or what went wrong.
     """
 
     def __init__(
-        self, number: int, opened: socket.socket, to: tuple[str, int], go: asyncio.Event
+        self,
+        number: int,
+        opened: socket.socket,
+        to: tuple[str, int],
+        go: asyncio.Event,
+        end: asyncio.Event,
     ) -> None:
         self.lots = random.Random(number)
         self.number = number
@@ -41,6 +48,7 @@ class Talk:
         self._socket = opened
         self._to = to
         self._go = go
+        self._end = end
 
     def __str__(self) -> str:
         got = f"{self.reply.count} of {self.reply.size}"
@@ -83,11 +91,13 @@ class Talk:
         data = HEAD.pack(self.number, self.sends, self.reply.size)
         # A connection that breaks is told by its receiving side.
         with contextlib.suppress(OSError):
-            for end in sorted({*cuts, self.sends}):
+            for last in sorted({*cuts, self.sends}):
+                if last == self.sends:
+                    await self._end.wait()
                 await loop.sock_sendall(
-                    self._socket, data + piece(self.number, "request", first, end - first)
+                    self._socket, data + piece(self.number, "request", first, last - first)
                 )
-                first, data = end, b""
+                first, data = last, b""
                 await self._go.wait()
                 await asyncio.sleep(self.lots.uniform(0, LONGEST_PAUSE_SECONDS))
             self._socket.shutdown(socket.SHUT_WR)

@@ -37,6 +37,7 @@ from vipd.dns.forward.forwarder import Forwarder
 from vipd.dns.forward.settings import Policy
 
 UNBOUND, DNSMASQ, KNOT, ITSELF, VALIDATOR = (f"127.0.1.{n}" for n in range(1, 6))
+UNBOUND6 = "::1"
 MANY = frozenset(f"10.1.{n >> 7}.{n & 127}" for n in range(300))
 A, PTR, TXT, AAAA = 1, 12, 16, 28
 READY_SECONDS = 30.0
@@ -179,6 +180,7 @@ def _unbound(folder: Path, address: str, zone: str = "", anchor: str = "") -> st
 server:
   interface: {address}
   access-control: 127.0.0.0/8 allow
+  access-control: ::1/128 allow
   chroot: ""
   username: ""
   pidfile: ""
@@ -253,8 +255,8 @@ def several(programs: Programs) -> Iterator[Several]:
 
         def start(*servers: str) -> None:
             for one in servers:
-                if one == UNBOUND:
-                    programs.unbound()
+                if one in (UNBOUND, UNBOUND6):
+                    programs.unbound(one)
                 elif one == DNSMASQ:
                     programs.dnsmasq()
                 else:
@@ -357,6 +359,27 @@ def test_a_crowd_of_questions(programs: Programs, server: str) -> None:
             assert {frozenset(addresses(got.message)) for got in found} == {frozenset({"10.0.0.9"})}
             assert counted(one, "vipd_dns_forward_questions") == 0
             assert counted(one, "vipd_dns_forward_upstream_in_flight") == 0
+
+    programs.run(run)
+
+
+def test_over_ipv6(programs: Programs, several: Several) -> None:
+    """UDP, what is truncated over TCP, TCP alone, and a port where nobody listens."""
+    several(UNBOUND6)
+
+    async def run() -> None:
+        nobody = f"[{UNBOUND6}]:54"
+        async with started(nobody, UNBOUND6) as one:
+            assert addresses((await ask(one, "www.corp.test")).message) == {"10.0.0.1"}
+            assert counted(one, DURATIONS, to=f"[{UNBOUND6}]:53", rcode="NOERROR") == 1
+            assert addresses((await ask(one, "many.corp.test")).message) == MANY
+            assert counted(one, "vipd_dns_forward_truncated_total") == 1
+            assert counted(one, "coredns_proxy_conn_cache_misses_total", proto="tcp") == 1
+        async with started(f"tcp://[{UNBOUND6}]:53") as one:
+            assert addresses((await ask(one, "www.corp.test", AAAA)).message) == {"fd00::1"}
+        async with started(nobody) as one:
+            got = await ask(one, "www.corp.test")
+            assert (rcode(got.message), got.extended_error) == ("SERVFAIL", 23)
 
     programs.run(run)
 

@@ -43,7 +43,8 @@ RATE = 15.0 if EMULATED else 300.0
 MORE = 8 if EMULATED else 50
 """So many connections on each host before, between and after."""
 KEPT = 2 if EMULATED else 6
-PATIENCE_SECONDS = 15.0 if EMULATED else 3.0
+PATIENCE_SECONDS = 15.0
+"""What is answered at all is answered at once, but on a machine that has other things to do."""
 DEADLINE_SECONDS = 240.0 if EMULATED else 40.0
 DRAIN = "200s" if EMULATED else "30s"
 """Longer than a load lasts, shorter than what is waited for."""
@@ -58,7 +59,19 @@ def lab() -> Iterator[Lab]:
     if reason is not None:
         pytest.skip(f"no network namespaces here: {reason}")
     with running(f"vs{os.getpid()}") as built:
+        built.run("node", _remember)
         yield built
+
+
+def _remember() -> None:
+    """Let the node know idle UDP flows for longer than a load lasts on any machine.
+
+    By default it is 30 seconds. Beyond, a connected IPv6 socket of the node itself is lost to modes
+    with local routes: the kernel keeps its cached route until an address or its own table changes.
+    """
+    for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
+        with contextlib.suppress(FileNotFoundError):  # nothing tracks connections there yet
+            Path("/proc/sys/net/netfilter", name).write_text("600")
 
 
 @pytest.fixture
@@ -110,9 +123,9 @@ def begin(cluster: Cluster) -> None:
     cluster.daemon.start(timeout=DEADLINE_SECONDS)
 
 
-def load(cluster: Cluster) -> Load:
+def load(cluster: Cluster, patience_seconds: float = PATIENCE_SECONDS) -> Load:
     works = switch_cluster.works(
-        cluster.lab.topology, RATE, kept=KEPT, patience_seconds=PATIENCE_SECONDS
+        cluster.lab.topology, RATE, kept=KEPT, patience_seconds=patience_seconds
     )
     return Load(cluster.lab, works)
 
@@ -169,21 +182,12 @@ def unharmed(report: Report) -> None:
 
 class TestTheLoadItself:
     @pytest.mark.parametrize("plane", PLANES)
-    def test_without_a_switch_nothing_fails(
+    def test_it_goes_on_well_over_a_restart_and_a_crash(
         self, started: Callable[..., Cluster], plane: str
     ) -> None:
         cluster = started(plane)
         with load(cluster) as running_load:
             running_load.wait_for(MORE)
-            report = running_load.stop()
-        unharmed(report)
-
-    @pytest.mark.parametrize("plane", PLANES)
-    def test_a_restart_and_a_crash_harm_nothing(
-        self, started: Callable[..., Cluster], plane: str
-    ) -> None:
-        cluster = started(plane)
-        with load(cluster) as running_load:
             for end in (cluster.stop, cluster.kill):
                 end()
                 running_load.wait_for(MORE)
@@ -196,7 +200,7 @@ class TestTheLoadItself:
         self, started: Callable[..., Cluster]
     ) -> None:
         cluster = started("nftables")
-        with load(cluster) as running_load:
+        with load(cluster, PATIENCE_SECONDS / 5) as running_load:  # silence is awaited here
             running_load.wait_for(MORE)
             cluster.kill()
             cluster.nft("flush", "ruleset")
@@ -266,13 +270,9 @@ def test_another_mode_serves_while_one_on_the_address_drains_for_the_other(
 class TestAPair:
     """With each pair that differs in kind: NAT to NAT, and with IPVS on either side."""
 
-    KINDS = (
-        ("nftables", LEGACY),
-        ("nftables", "ipvs"),
-        (LEGACY, "ipvs"),
-        ("nftables", "userspace"),
-        (LEGACY, "userspace"),
-    )
+    TARGETS = (("nftables", LEGACY), ("nftables", "ipvs"), ("nftables", "userspace"))
+    """Where it is the target alone that matters."""
+    KINDS = (*TARGETS, (LEGACY, "ipvs"), (LEGACY, "userspace"))
 
     @pytest.mark.parametrize(("one", "other"), KINDS)
     def test_there_and_back_and_there_again_under_one_load(
@@ -290,7 +290,7 @@ class TestAPair:
         drained(cluster)
         only(cluster.lab, one, DEADLINE_SECONDS)
 
-    @pytest.mark.parametrize(("one", "other"), KINDS)
+    @pytest.mark.parametrize(("one", "other"), TARGETS)
     def test_a_change_of_a_service_is_served_while_the_old_mode_drains(
         self, started: Callable[..., Cluster], one: str, other: str
     ) -> None:
@@ -305,7 +305,7 @@ class TestAPair:
             report = running_load.stop()
         unharmed(report)
 
-    @pytest.mark.parametrize(("one", "other"), KINDS)
+    @pytest.mark.parametrize(("one", "other"), TARGETS)
     def test_the_mode_lasts_over_a_restart(
         self, started: Callable[..., Cluster], one: str, other: str
     ) -> None:
@@ -402,20 +402,23 @@ STEPS = [
     ("Say", "{target}"),
 ]
 """Where the daemon is killed, and which mode serves after the restart."""
+WITH_BOTH = STEPS[2:4]
+"""At the others there is only one of them in the kernel, or the new one serves already: what is
+done then is the same for each pair."""
+KILLED = [
+    ("nftables", LEGACY),
+    ("nftables", "ipvs"),
+    ("ipvs", "nftables"),
+    ("nftables", "userspace"),
+    ("userspace", "nftables"),
+]
 
 
-@pytest.mark.parametrize(
-    ("origin", "target"),
-    [
-        ("nftables", LEGACY),
-        ("nftables", "ipvs"),
-        ("ipvs", "nftables"),
-        ("nftables", "userspace"),
-        ("userspace", "nftables"),
-    ],
-)
 class TestKilled:
-    @pytest.mark.parametrize(("step", "serves"), STEPS)
+    @pytest.mark.parametrize(
+        ("origin", "target", "step", "serves"),
+        [(*pair, *step) for pair in KILLED for step in (STEPS if pair == KILLED[0] else WITH_BOTH)],
+    )
     def test_at_a_step_it_comes_to_one_mode_and_nothing_breaks(
         self,
         started: Callable[..., Cluster],
@@ -434,6 +437,7 @@ class TestKilled:
         drained(cluster)
         only(cluster.lab, cluster.status().mode, DEADLINE_SECONDS)
 
+    @pytest.mark.parametrize(("origin", "target"), KILLED)
     def test_while_a_tool_programs_the_new_mode(
         self, started: Callable[..., Cluster], crash: Crash, origin: str, target: str
     ) -> None:
@@ -445,6 +449,7 @@ class TestKilled:
         drained(cluster)
         only(cluster.lab, origin, DEADLINE_SECONDS)
 
+    @pytest.mark.parametrize(("origin", "target"), KILLED)
     def test_as_it_removes_what_has_drained(
         self, started: Callable[..., Cluster], crash: Crash, origin: str, target: str
     ) -> None:

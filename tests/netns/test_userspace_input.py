@@ -246,6 +246,23 @@ def test_a_port_that_another_program_has(cluster: Cluster) -> None:
         assert "(pid " in explained.why
 
 
+def test_of_what_is_rejected_nothing_makes_the_address_the_nodes(cluster: Cluster) -> None:
+    good, port = cluster.serve(TCP4, LOCAL), 801
+    bad = made(cluster, TCP4, ports=[{**good.port(), "port": port}])
+    bad._endpoints = [bad.endpoint(LOCAL)]
+    program = f"import socket\nmade = socket.create_server(('', {port}))\n"
+    program += "print(flush=True)\nmade.accept()"
+    with running(cluster, program):
+        cluster.apply(bad.manifest(), bad.slice())
+        until(lambda: cluster.status().rejected, "the conflict is told")
+        routes = ["ip", "route", "show", "table", "local", "proto", "119"]
+        rules = ["nft", "list", "table", "ip", "vipd-userspace"]
+        for command in (routes, rules):
+            listing = cluster.lab.exec("node", command).stdout
+            assert str(good.address) in listing
+            assert str(bad.address) not in listing
+
+
 def test_a_link_local_address(cluster: Cluster) -> None:
     good = cluster.serve(TCP6, LOCAL)
     bad = made(cluster, TCP6, externalIPs=["fe80::53"])

@@ -32,7 +32,7 @@ from tests.netns.cluster import (
 )
 from tests.netns.crowds import PODS, Crowd, Endpoints, dual_stack, known
 from tests.netns.ends import Ends
-from tests.netns.processes import clients, gone, is_stopped, listening, workers
+from tests.netns.processes import clients, end, is_stopped, listening, workers
 from tests.netns.stream_client import Talk
 
 from vipd.bench import switch_cluster
@@ -44,13 +44,21 @@ pytestmark = [pytest.mark.netns, pytest.mark.essential, pytest.mark.modes("users
 SEED = 20
 MANY = 2000
 NEWCOMERS = 40
+HANG_SECONDS = 15 * DEADLINE_SECONDS
+"""No measure of anything: a test that hangs is to end."""
+WORKERS = 2
+"""On any machine: so few that NEWCOMERS meet each of them."""
 
 NewCluster = Callable[..., Cluster]
 
 
 @pytest.fixture
-def cluster(new_cluster: NewCluster) -> Iterator[Cluster]:
-    built = new_cluster()
+def cluster(new_cluster: NewCluster, tmp_path: Path) -> Iterator[Cluster]:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"apiVersion: vipd/v1alpha1\nkind: VipdConfiguration\nuserspace: {{workers: {WORKERS}}}\n"
+    )
+    built = new_cluster("--config", str(config))
     built.start()
     yield built
     built.stop()
@@ -89,31 +97,31 @@ async def test_two_thousand_streams_with_kills_lose_only_what_the_killed_had(
     crowd = Crowd(cluster)
     before = workers(cluster)
     killed = lots.choice(sorted(before))
-    async with asyncio.timeout(3 * DEADLINE_SECONDS):
-        go = asyncio.Event()
-        there = await crowd.greet(MANY, go)
+    async with asyncio.timeout(HANG_SECONDS):
+        go, last = asyncio.Event(), asyncio.Event()
+        there = await crowd.greet(MANY, go, last)
         held = clients(cluster, 80)
         assert sum(len(held[one]) for one in before) == MANY
         assert {one.pod for one in there} == set(PODS)
         assert known(one for one in there if one.ended) == []
         go.set()
 
-        await crowd.has_arrived(0.3)
+        await crowd.has_arrived(0.25)
         endpoints.kill(first)
-        newcomers = await crowd.greet(NEWCOMERS, go)
+        newcomers = await crowd.greet(NEWCOMERS, go, last)
         assert first not in {one.pod for one in newcomers}
 
         await crowd.has_arrived(0.45)
         os.kill(killed, signal.SIGSTOP)
         until(lambda: is_stopped(killed), "it stands still")
         excused = clients(cluster, 80)[killed]
-        os.kill(killed, signal.SIGKILL)
-        gone(cluster, killed)
-        await crowd.greet(NEWCOMERS, go)
+        end(killed)
+        await crowd.greet(NEWCOMERS, go, last)
 
-        await crowd.has_arrived(0.55)
+        await crowd.has_arrived(0.65)
         endpoints.kill(second)
-        await crowd.greet(NEWCOMERS, go)
+        await crowd.greet(NEWCOMERS, go, last)
+        last.set()
         await crowd.ended()
 
     lost = crowd.lost()
@@ -134,10 +142,11 @@ async def test_two_thousand_streams_with_kills_lose_only_what_the_killed_had(
     for pod in (first, second):
         endpoints.start(pod)
     afterwards = Crowd(cluster)
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(HANG_SECONDS):
         go = asyncio.Event()
         while {one.pod for one in afterwards.talks} != set(PODS):  # they come back by trial
             await afterwards.greet(NEWCOMERS, go)
+            await asyncio.sleep(0.1)
         assert served_by(cluster, afterwards.talks) == workers(cluster)
         go.set()
         await afterwards.ended()
@@ -213,7 +222,9 @@ def upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def loaded(cluster: Cluster) -> Load:
-    works = switch_cluster.works(cluster.lab.topology, RATE, kept=KEPT, patience_seconds=3.0)
+    works = switch_cluster.works(
+        cluster.lab.topology, RATE, kept=KEPT, patience_seconds=DEADLINE_SECONDS
+    )
     return Load(cluster.lab, works)
 
 
@@ -263,7 +274,7 @@ async def test_replaced_workers_end_with_their_last_connection(
     dual_stack(cluster)
     old = workers(cluster)
     crowd = Crowd(cluster)
-    async with asyncio.timeout(3 * DEADLINE_SECONDS):
+    async with asyncio.timeout(HANG_SECONDS):
         first, second, third = asyncio.Event(), asyncio.Event(), asyncio.Event()
         begun = await crowd.greet(NEWCOMERS, first)
         assert served_by(cluster, begun) == old
@@ -302,7 +313,7 @@ def test_a_reply_that_is_under_way_during_an_upgrade_arrives(
         endpoint = ends.endpoint("web-1", over)
         client = ends.connected(ends.serve(over, "web-1"))
         for one in (endpoint, client):
-            one.settimeout(DEADLINE_SECONDS / 4)
+            one.settimeout(DEADLINE_SECONDS)
         client.send(b"before")
         data, first = endpoint.recvfrom(2048)
         upgrade("9.9")
@@ -351,7 +362,7 @@ async def test_a_daemon_that_is_killed_during_an_upgrade_is_followed_by_one_that
     dual_stack(cluster)
     old = workers(cluster)
     crowd = Crowd(cluster)
-    async with asyncio.timeout(3 * DEADLINE_SECONDS):
+    async with asyncio.timeout(HANG_SECONDS):
         go = asyncio.Event()
         begun = await crowd.greet(NEWCOMERS, go)
         cluster.stop()

@@ -25,6 +25,7 @@ from tests.netns.cluster import (
 from tests.netns.processes import (
     bound_descriptors,
     descriptors_at_most,
+    is_stopped,
     listening,
     sockets,
     workers,
@@ -255,13 +256,9 @@ def test_a_daemon_that_starts_while_no_worker_has_a_descriptor_waits_for_them(
     assert workers(cluster) == there
 
 
-LOST = "lost on the way"
+LOST, AGAIN = "lost on the way", "listens everywhere again"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a worker says which listener it lost; the daemon takes it for Rejected, tried no more",
-)
 def test_a_listener_that_is_lost_on_its_way_is_given_again(
     cluster: Cluster, short: Shorten, ask: Ask
 ) -> None:
@@ -273,14 +270,38 @@ def test_a_listener_that_is_lost_on_its_way_is_given_again(
     new = Served(cluster, TCP4, {})
     new._endpoints = [new.endpoint(LOCAL)]
     cluster.apply(new.slice(), new.manifest())
-    until(lambda: told(cluster, LOST) > 0, "a worker says so")
+    until(lambda: told(cluster, LOST) == WORKERS, "said once of each")
+    cluster.settled()
+    assert (
+        "cannot listen at 1 places yet" in cluster.cli("status", "--socket", cluster.socket).stdout
+    )
     shortage.over()
     until(lambda: not clients.look(), "everybody has an answer")
-    cluster.settled()
+    until(lambda: told(cluster, AGAIN) == WORKERS, "they listen")
     assert set(new.pods("client-1")) == {LOCAL}
     served.endpoints(REMOTE)
     assert set(served.pods("client-1")) == {REMOTE}
     assert workers(cluster) == there
+
+
+def test_who_waits_to_be_accepted_by_a_worker_that_dies_is_served_by_another(
+    cluster: Cluster, ask: Ask
+) -> None:
+    migrates = ["sysctl", "-n", "net.ipv4.tcp_migrate_req"]
+    if cluster.lab.exec("node", migrates).returncode:
+        pytest.skip("Linux before 5.14 resets them")
+    served = cluster.serve(TCP4, LOCAL)
+    dies = min(workers(cluster))
+    os.kill(dies, signal.SIGSTOP)
+    until(lambda: is_stopped(dies), "it accepts nobody")
+    clients = ask(served, Short.MANY)
+    until(lambda: clients.look() and len(clients.answered) > Short.MANY // 4, "others are served")
+    os.kill(dies, signal.SIGKILL)
+    until(lambda: not clients.look(), "everybody has an answer")
+    assert clients.broken == []
+    cluster.stop()
+    cluster.cli("cleanup", "--mode", "userspace", "--socket", cluster.socket)
+    assert cluster.lab.exec("node", migrates).stdout == "0\n", "as it was"
 
 
 FEW = 240

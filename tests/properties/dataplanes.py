@@ -21,7 +21,7 @@ from vipd.backends.nftables.backend import NftablesCompiler
 from vipd.backends.nftables.plan import NftPlan, discard, transaction
 from vipd.backends.protocol import Capabilities, Compiler, Plan
 from vipd.backends.userspace.backend import UserspaceCompiler
-from vipd.backends.userspace.plan import UserspacePlan
+from vipd.backends.userspace.operations import UserspacePlan
 from vipd.proxy.names import Address
 from vipd.proxy.virtualserver import VirtualServer
 

@@ -4,7 +4,6 @@ Messages of chance, and good ones with bytes changed: 20,000, or as many as VIPD
 (`VIPD_EXPLORE=1000000 pytest tests/properties/test_dns_fuzz.py` is the nightly run).
 """
 
-import os
 from random import Random
 
 import dns.edns
@@ -12,15 +11,16 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.properties.dns_mutants import EXPLORE, mutated
 from tests.unit.dns_zone_facts import alias, answering, own, peers, web
 
 from vipd.dns.answer import Answers, AnswerSettings, Forward
 from vipd.dns.forward.got import Got
 from vipd.dns.message import Malformed, parse
 
-MUTANTS = int(os.environ.get("VIPD_EXPLORE", "0")) or 20_000
+MUTANTS = EXPLORE or 20_000
 SETTINGS = AnswerSettings(identity="node-a", version="1")
 
 
@@ -104,32 +104,6 @@ def _read(data: bytes, reply: bytes) -> None:
         assert not read.answer
 
 
-def mutated(lots: Random, data: bytes, other: bytes) -> bytes:
-    """Return a message with a few changes."""
-    made = bytearray(data)
-    for _ in range(lots.randint(1, 4)):
-        at = lots.randrange(len(made) + 1)
-        match lots.randrange(8):
-            case 0 if made:
-                made[at % len(made)] ^= 1 << lots.randrange(8)
-            case 1 if made:
-                made[at % len(made)] = lots.choice((0, 1, 12, 63, 64, 0x80, 0xC0, 0xFF))
-            case 2:
-                made[at:at] = lots.randbytes(lots.randint(1, 8))
-            case 3:
-                del made[at : at + lots.randint(1, 8)]
-            case 4:
-                del made[at:]
-            case 5:
-                made[at:] = other[lots.randrange(len(other)) :]
-            case 6:
-                made[at : at + 2] = (0xC000 | lots.randrange(64)).to_bytes(2)
-            case 7 if len(made) >= 12:
-                count = lots.choice((4, 6, 8, 10))
-                made[count : count + 2] = lots.choice((0, 1, 2, 3, 0xFFFF)).to_bytes(2)
-    return bytes(made)
-
-
 def test_good_messages_with_bytes_changed() -> None:
     lots, answers, good = Random(6), the_answers(), seeds()
     for data in good:
@@ -187,6 +161,34 @@ def test_a_question_is_read_as_others_read_it(data: bytes) -> None:
     assert (query.type, query.class_) == (theirs.rdtype, theirs.rdclass)
 
 
+def plain(*labels: bytes, end: bytes | None = None) -> bytes:
+    """Return a question for an A below svc.cluster.local, whatever the labels' lengths are."""
+    name = b"".join([bytes((len(label),)) + label for label in labels]) + (end or own_suffix())
+    return b"\0\1\1\0\0\1" + bytes(6) + name + b"\0\1\0\1"
+
+
+@given(questions())
+@example(plain(b"no", b"default"))
+@example(plain(b"no", b"nowhere"))
+@example(plain(b"www", b"example", b"com"))
+@example(plain(b"a", b"_tcp", b"no", b"default"))
+@example(plain(b"default"))
+@example(plain(b"nowhere"))
+@example(plain(b"a", b"web", b"default"))
+@example(plain(b"no", b"web", b"default"))
+@example(plain(b"x" * 64, b"default"))
+@example(plain(b"x" * 63, b"y" * 63, b"z" * 63, b"x" * 43))
+@example(plain(b"x" * 63, b"y" * 63, b"z" * 63, b"x" * 44))
+@example(plain(b"a", b"no", b"default\x03svc", end=own_suffix()[4:]))
+def test_an_unknown_name_is_denied_alike_each_time(data: bytes) -> None:
+    """Unknown services have a short cut, which the first question of its kind does not take."""
+    first, later = Answers(ANSWERS.zone, SETTINGS).udp(data), ANSWERS.udp(data)
+    if isinstance(later, bytes) and later[3] & 15:
+        assert first == later
+    else:
+        assert not isinstance(first, bytes) or first[3] & 15 == 0
+
+
 def test_what_others_answered_with_bytes_changed() -> None:
     """Forwarding reads it first; yet if it lets something through, a reply comes of it."""
     lots, answers = Random(7), the_answers()
@@ -207,4 +209,6 @@ def test_what_others_answered_with_bytes_changed() -> None:
 
 
 ANSWERS = the_answers()
-"""The same for all examples, so that they meet prebuilt replies."""
+"""The same for all examples, so that they meet prebuilt replies, and manners that are known."""
+for good in seeds():
+    ANSWERS.udp(good)

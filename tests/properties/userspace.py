@@ -4,7 +4,7 @@ Lives here: what becomes of a packet by these. Must not: know what a program sho
 choose by weight here, which is what their own tests hold them to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fractions import Fraction
 
 from tests.properties import packets
@@ -18,11 +18,14 @@ from vipd.backends.userspace.objects import (
     Element,
     Forwarding,
     Place,
+    ReturnPath,
     Route,
     Surroundings,
+    Thing,
 )
-from vipd.backends.userspace.plan import Operation, UserspacePlan
-from vipd.proxy.names import Address, Protocol
+from vipd.backends.userspace.operations import Operation, UserspacePlan
+from vipd.proxy.names import Address, Family, Protocol
+from vipd.proxy.virtualserver import Key
 
 
 class Userspace:
@@ -33,21 +36,32 @@ class Userspace:
         self.routes: dict[Address, str] = {}
         self.places: dict[Place, Forwarding] = {}
         self.surroundings = Surroundings()
+        self.return_paths: dict[Family, str] = {}
 
-    def run(self, plan: UserspacePlan) -> None:
-        """Do a plan as the driver does, with what waits for old connections."""
-        for _ in self.steps(plan):
+    def run(self, plan: UserspacePlan, taken: Collection[Thing] = ()) -> set[Key]:
+        """Do a plan as the driver does, with what waits for old connections.
+
+        `taken` is what another program has: places and routes. Return whom that concerns.
+        """
+        new = [one.thing for one in plan.standing() if one.verb == "add"]
+        failed = dict.fromkeys((one for one in new if one in taken), "taken")
+        rejected = set(plan.concerned(failed))
+        for _ in self.steps(plan, rejected):
             pass
+        return rejected
 
-    def steps(self, plan: UserspacePlan) -> Iterator[object]:
+    def steps(self, plan: UserspacePlan, rejected: Collection[Key] = ()) -> Iterator[object]:
         """Do a plan, and stop wherever packets may come in between."""
         if plan.surroundings is not None:
             self.surroundings = plan.surroundings
             yield plan.surroundings
-        now = [one for unit in plan.units for one in unit.now]
-        later = [one for unit in plan.units for one in unit.later]
+        now = plan.standing(rejected)
+        later = [one for unit in plan.units if unit.key not in rejected for one in unit.later]
         brought = [one for one in now if one.verb != "del"]
         gone = [one for one in now if one.verb == "del"]
+        for one in brought:
+            if isinstance(one.thing, ReturnPath):
+                self._do(one)
         for one in brought:
             if isinstance(one.thing, Place):
                 self._do(one)
@@ -83,6 +97,10 @@ class Userspace:
                 del self.routes[address]
             case Operation(_, Route(_, address), str(source)):
                 self.routes[address] = source
+            case Operation("del", ReturnPath(family)):
+                del self.return_paths[family]
+            case Operation(_, ReturnPath(family), str(mark)):
+                self.return_paths[family] = mark
             case Operation("del", Place() as place):
                 del self.places[place]
             case Operation(_, Place() as place, Forwarding() as forwarding):
@@ -90,7 +108,8 @@ class Userspace:
 
     def state(self) -> object:
         """Return everything that it holds, to be compared."""
-        return self.kernel.tables, self.routes, self.places, self.surroundings
+        things = self.routes, self.places, self.return_paths
+        return self.kernel.tables, things, self.surroundings
 
     def chances(self, packet: Packet, own: frozenset[Address]) -> Shares:
         """Return what becomes of a packet."""

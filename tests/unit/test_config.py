@@ -8,7 +8,7 @@ from vipd.proxy.config import DEFAULT_SOCKET, Flags, load
 from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.names import parse_address, parse_network
-from vipd.proxy.settings import DataplaneSettings, DetectLocal, IpvsSettings
+from vipd.proxy.settings import DataplaneSettings, DetectLocal, IpvsSettings, UserspaceSettings
 
 HEAD = "apiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
 
@@ -42,7 +42,7 @@ def test_every_field_of_a_file(file: Path) -> None:
             "detectLocal: {interfaceNamePrefix: cali}\nmasqueradeAll: true\nmasqueradeBit: 3\n"
             "nodePortAddresses: [0.0.0.0/0]\nsocket: /tmp/s\ndrainSeconds: 60\n"
             "ipvs: {scheduler: wlc, tcpTimeout: 15m0s, tcpFinTimeout: 2m, udpTimeout: 300s,"
-            " strictARP: true}\n",
+            " strictARP: true}\nuserspace: {workers: 3, transparent: true, transparentBit: 5}\n",
         )
     )
     node = config.node
@@ -62,6 +62,7 @@ def test_every_field_of_a_file(file: Path) -> None:
             udp_timeout=300,
             strict_arp=True,
         ),
+        userspace=UserspaceSettings(workers=3, transparent=True, transparent_bit=5),
         drain_seconds=60,
     )
 
@@ -113,6 +114,13 @@ def test_flags_win_over_the_file(file: Path) -> None:
         ("ipvs: {tcpTimeout: -5s}", "ipvs.tcpTimeout", "'-5s' is no time"),
         ("ipvs: {udpTimeout: 1500ms}", "ipvs.udpTimeout", "not whole seconds up to 2147483s"),
         ("ipvs: {tcpFinTimeout: 700h}", "ipvs.tcpFinTimeout", "up to 2147483s"),
+        ("userspace: {transparent: 1}", "userspace.transparent", "bool"),
+        ("userspace: {transparentBit: 32}", "userspace.transparentBit", "between 0 and 31"),
+        (
+            "masqueradeBit: 12\nuserspace: {transparent: true}",
+            "userspace.transparentBit",
+            "12 is the masqueradeBit, too",
+        ),
         ("drainSeconds: -1", "drainSeconds", "between 0 and 86400"),
         ("drainSeconds: 86401", "drainSeconds", "between 0 and 86400"),
         ("drainSeconds: 5m", "drainSeconds", "int"),

@@ -243,10 +243,11 @@ def test_one_thing_is_one_thing() -> None:
 
 def test_workers_are_told_one_by_one_as_far_as_there_is_room() -> None:
     one = counted.worker(WORKER)
-    ended = msgspec.structs.replace(one, number=1, restarts=3, retired=True)
+    ended = msgspec.structs.replace(one, number=1, restarts=3, retired=True, missing=2)
     assert list(worker_lines([one, ended])) == [
         "workers    0: pid 7, up 3 min, 4 listeners, 3 open",
-        "           1: pid 7, up 3 min, 4 listeners, 3 open, 3 restarts, takes nothing new",
+        "           1: pid 7, up 3 min, 4 listeners, 3 open, "
+        "cannot listen at 2 places yet, 3 restarts, takes nothing new",
         "counted    tcp accept paused 4",
     ]
     many = list(worker_lines([one] * (MOST_WORKERS + 2)))

@@ -529,3 +529,58 @@ async def test_who_had_a_stale_reply_has_the_fresh_one_next_time(make: Make) -> 
         server.send(reply(asked, "@ 20 A 192.0.2.2").to_wire(), source)
         await until(lambda: forwarder.cached(wire(NAME), A))
         assert addresses((await ask(forwarder, NAME)).message) == {"192.0.2.2"}
+
+
+# What is asked for before its time is over
+
+
+async def test_what_is_in_use_is_asked_for_again_before_its_time_is_over(make: Make) -> None:
+    clock = Clock()
+    async with serving(says("@ 100 A 192.0.2.1")) as (server,):
+        forwarder = await make(server.text, own={"clock": clock})
+        await ask(forwarder, NAME, dnssec=True)
+        clock.shift += 80
+        await ask(forwarder, NAME, dnssec=True)
+        assert len(server.asked) == 1
+        server.script = says("@ 100 A 192.0.2.2")
+        clock.shift += 12
+        for _ in range(3):  # nobody waits for it, and it is asked once
+            assert addresses((await ask(forwarder, NAME, dnssec=True)).message) == {"192.0.2.1"}
+        await server.was_asked(2)
+        assert [one.name.lower() for one in server.asked] == [NAME, NAME]
+        await until(lambda: counted(forwarder, "vipd_dns_forward_questions") == 0)
+        assert addresses((await ask(forwarder, NAME, dnssec=True)).message) == {"192.0.2.2"}
+        clock.shift += 50  # the old one's time is over
+        assert addresses((await ask(forwarder, NAME, dnssec=True)).message) == {"192.0.2.2"}
+        assert len(server.asked) == 2
+        assert counted(forwarder, "coredns_cache_prefetch_total") == 1
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+async def test_denials_are_not_asked_for_early_nor_anything_where_it_is_off(
+    make: Make, prefetch: bool
+) -> None:
+    clock = Clock()
+    soa = "example.com. 20 SOA ns.example.com. admin.example.com. 1 3600 600 86400 60"
+    script = says(rcode="NXDOMAIN", authority=(soa,)) if prefetch else says("@ 20 A 192.0.2.1")
+    async with serving(script) as (server,):
+        cache = CacheSettings(prefetch=prefetch)
+        forwarder = await make(server.text, own={"clock": clock}, cache=cache)
+        await ask(forwarder, NAME)
+        clock.shift += 19
+        await ask(forwarder, NAME)
+        assert counted(forwarder, "vipd_dns_forward_questions") == 0
+        assert counted(forwarder, "coredns_cache_prefetch_total") == 0
+
+
+async def test_a_refresh_that_fails_leaves_what_is_known(make: Make) -> None:
+    clock = Clock()
+    async with serving(says("@ 100 A 192.0.2.1")) as (server,):
+        forwarder = await make(server.text, own={"clock": clock})
+        await ask(forwarder, NAME)
+        server.script = says(rcode="SERVFAIL")
+        clock.shift += 95
+        await ask(forwarder, NAME)
+        await until(lambda: counted(forwarder, "vipd_dns_forward_questions") == 0)
+        got = await ask(forwarder, NAME)
+        assert (addresses(got.message), got.extended_error) == ({"192.0.2.1"}, None)

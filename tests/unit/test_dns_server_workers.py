@@ -4,84 +4,19 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, status_of, until, web
 from tests.unit.dns_server import WEB, Datagrams, Stream, addresses, question, rcode
 
 from vipd.dns.server import messages, process
-from vipd.dns.server.service import DnsService, leftovers
+from vipd.dns.server.service import leftovers
 from vipd.dns.settings import DnsSettings
 from vipd.proxy.errors import ConfigError
-from vipd.proxy.events import Applied, Deleted, Event, Kind, Synced
-from vipd.proxy.model import Service
-from vipd.proxy.names import NamespacedName, parse_address
-from vipd.proxy.snapshot import Snapshot, fold
-
-SETTINGS = DnsSettings(listen=("127.0.0.1:0",), forwards=False)
-NAME = NamespacedName("default", "web")
-
-
-def web(address: str) -> Applied:
-    return Applied(Service(name=NAME, cluster_ips=(parse_address(address),)))
-
-
-class Daemon:
-    """What the daemon does for DNS."""
-
-    def __init__(self, settings: DnsSettings, state: Path | None) -> None:
-        self.service = DnsService(settings, state)
-        self.snapshot = Snapshot()
-
-    async def start(self, *events: Event) -> "Daemon":
-        await self.service.start()
-        if events:
-            self.take(*events)
-            await self.service.in_step()
-        return self
-
-    def take(self, *events: Event) -> None:
-        before = self.snapshot
-        self.snapshot, touched = fold(before, events)
-        self.service.take(events, before, self.snapshot, touched)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        (listen,) = self.service.listens
-        return str(listen.address), listen.port
-
-    async def pid(self) -> int:
-        (told,) = await self.service.told()
-        return told.pid
-
-
-def status_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/status").read_text()
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process is gone, but for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 - a process ends, which no event here tells
-            await asyncio.sleep(0.01)
-
-
-async def shown(client: Datagrams, address: str) -> None:
-    """Return when that is the answer; no address: that there is no such name."""
-    async with asyncio.timeout(20):
-        while True:
-            reply = await client.ask(question())
-            if addresses(reply) == [address] or (not address and rcode(reply) == "NXDOMAIN"):
-                return
+from vipd.proxy.events import Deleted, Kind, Synced
 
 
 @pytest_asyncio.fixture
@@ -204,7 +139,7 @@ async def test_the_next_daemon_takes_over_without_a_gap(state: Path) -> None:
 
     asking = [asyncio.ensure_future(ask()), asyncio.ensure_future(connect())]
     await first.service.stop()
-    settings = DnsSettings(listen=(f"{address[0]}:{address[1]}",), ttl=7, forwards=False)
+    settings = DnsSettings(listen=(f"{address[0]}:{address[1]}",), http=(), ttl=7, forwards=False)
     second = await Daemon(settings, state).start()
     await asyncio.sleep(0.05)  # questions are answered while nothing is known
     second.take(web("10.96.0.2"), Synced())
@@ -225,7 +160,7 @@ async def test_another_number_of_workers(state: Path) -> None:
     listen = (f"{first.address[0]}:{first.address[1]}",)
     await first.service.stop()
     for count in (3, 1):
-        settings = DnsSettings(listen=listen, workers=count, forwards=False)
+        settings = DnsSettings(listen=listen, http=(), workers=count, forwards=False)
         daemon = await Daemon(settings, state).start(web("10.96.0.1"), Synced())
         assert len(await daemon.service.told()) == count
         clients = [Datagrams(daemon.address) for _ in range(30)]  # each to any of the sockets

@@ -149,9 +149,9 @@ def test_a_change_of_one_endpoint_touches_one_reverse_name() -> None:
     answers = answering(peers(2000, slices=20))
     for index in range(0, 2000, 400):
         ask(answers, reverse_text(index), "PTR")
-    before = dict(answers.zone._reverse._services)
+    before = dict(answers.zone._addresses._services)
     answers.zone.put(peers(1999, slices=20))
-    after = answers.zone._reverse._services
+    after = answers.zone._addresses._services
     assert before.keys() - after.keys() == {(0x0AF40000 + 1999).to_bytes(4)}
     assert all(after[key] is before[key] for key in after)
 

@@ -61,6 +61,9 @@ class Choice:
     ) -> Endpoint | None:
         return next((one for one in self.endpoints if one not in tried), None)
 
+    def shows(self, client: str, endpoint: Endpoint) -> bool:
+        return True
+
     def began(self, client: str, endpoint: Endpoint, now: float) -> None:
         self.open += 1
         self.all += 1

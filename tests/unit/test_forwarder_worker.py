@@ -130,7 +130,7 @@ async def test_a_worker_refuses_a_listener_that_it_has_no_descriptor_for() -> No
     try:
         done = await worker._batch(Batch(1, list(told)), given)
         why = os.strerror(errno.EMFILE)
-        assert done.failed == [(one.place, why) for one in told[6:]]
+        assert done.short == [(one.place, why) for one in told[6:]]
         assert [one.fileno() for one in given[6:]] == [-1] * 4
     finally:
         await worker.close()
@@ -325,8 +325,9 @@ async def test_listeners_that_were_lost_on_their_way_are_told() -> None:
     places = [free_place(Protocol.TCP) for _ in range(3)]
     told = [Listen(messages.wire_place(one), NOWHERE) for one in places]
     done = await worker._batch(Batch(1, list(told)), [listener(places[0])])
-    assert [place for place, _ in done.failed] == [one.place for one in told[1:]]
-    assert "lost" in done.failed[0][1]
+    assert [place for place, _ in done.short] == [one.place for one in told[1:]]
+    assert "lost" in done.short[0][1]
+    assert done.failed == []
     assert list(worker._served) == places[:1]
     await worker.close()
 

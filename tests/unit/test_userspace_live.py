@@ -15,8 +15,8 @@ from vipd.backends.usage import (
     Usage,
 )
 from vipd.backends.userspace.backend import UserspaceCompiler
-from vipd.backends.userspace.compile import Program
 from vipd.backends.userspace.live import MOST_ENDPOINTS, counters
+from vipd.backends.userspace.program import Program
 from vipd.proxy.errors import Busy
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
 from vipd.proxy.virtualserver import Endpoint, Key, Kind, NodeNetwork, VirtualServer

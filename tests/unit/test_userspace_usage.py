@@ -75,6 +75,7 @@ def test_what_workers_count_is_put_together() -> None:
         {place("10.96.0.1"): one.key},
         [reported(1, second), reported(0, first, stranger), reported(2, ending, retired=True)],
         {1: 4},
+        {0: 2, 2: 5},
     )
     assert told.by_server == {
         one.key: ServerUsage(
@@ -117,6 +118,7 @@ def test_the_addresses_of_a_node_port_and_the_portions_of_a_report_are_one() -> 
             for at, left in zip(where, (2.0, 7.0), strict=True)
         ],
         {},
+        {},
     )
     (found,) = told.by_server.values()
     assert (found.open, found.workers) == (2, (0,))
@@ -137,6 +139,7 @@ def test_a_client_is_remembered_by_one_worker_and_known_to_several() -> None:
             reported(number, PlaceReport(wire, True, 1, 1, 0, 0, [], client))
             for number, client in enumerate(clients)
         ],
+        {},
         {},
     )
     assert told.by_server[one.key].of_client == ClientUsage(
@@ -186,7 +189,7 @@ def test_clients_that_affinity_remembers_and_those_it_had_no_room_for() -> None:
     told = reports.place(state.place, state, 0, None, 1.0)
     assert (told.remembered, told.forgotten) == (2, 3)
     assert messages.answer_of(messages.encode(reported(0, told))) == reported(0, told)
-    found = usage({state.place: one.key}, [reported(0, told)], {}).by_server[one.key]
+    found = usage({state.place: one.key}, [reported(0, told)], {}, {}).by_server[one.key]
     assert (found.remembered, found.forgotten) == (2, 3)
 
 

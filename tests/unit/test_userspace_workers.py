@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
-from vipd.backends.userspace import messages, worker, workers
+from vipd.backends.userspace import messages, telling, worker, workers
 from vipd.backends.userspace.assignment import batches, listeners, served
 from vipd.backends.userspace.listeners import holders, listener
 from vipd.backends.userspace.messages import (
@@ -184,6 +185,25 @@ async def test_one_that_was_silent_before_the_daemon_is_ended_and_replaced(
     await after.quit()
 
 
+async def test_a_silent_one_of_another_network_namespace_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "workers"
+    before = Workers(1, folder)
+    await before.complete()
+    (silent,) = await pids(before)
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        monkeypatch.setattr(worker, "_is_here", lambda pid: False)
+        monkeypatch.setattr(worker.Worker.find.__func__, "__defaults__", (0.1,))  # type: ignore[attr-defined]
+        assert await Workers(1, folder).reports() == []
+        assert [one.stem for one in folder.iterdir()] == [f"0-{silent}"]
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    assert await pids(before) == {silent}
+    await before.quit()
+
+
 async def test_one_whose_channel_is_lost_is_replaced(two: Workers) -> None:
     first = two._active[0]
     first._channel.close()
@@ -209,13 +229,113 @@ async def test_a_worker_that_returns_and_cannot_listen_leaves_the_place_to_the_o
             raise OSError(errno.EMFILE, "too many open files")
         return listener(wanted)
 
-    monkeypatch.setattr(workers, "listener", scarce)
+    monkeypatch.setattr(telling, "listener", scarce)
     os.kill(first.pid, signal.SIGKILL)
     await until(lambda: tries >= 2)
     assert place in two._active[1].places
     await until(lambda: place in two._active[0].places)
     assert len(await pids(two) & before) == 1
     assert served(await two.reports(), 2) == {place: SERVED}
+
+
+async def test_a_listener_that_there_is_no_descriptor_for_is_given_again(
+    two: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = local(Protocol.TCP), local(Protocol.UDP)
+    assert await two.serve({first: SERVED}, ()) == {}
+    scarce = errno.EMFILE
+
+    def short(wanted: Place) -> socket.socket:
+        if scarce and wanted == second:
+            raise OSError(scarce, os.strerror(scarce))
+        return listener(wanted)
+
+    monkeypatch.setattr(telling, "listener", short)
+    assert await two.serve({second: SERVED}, ()) == {}, "it is not rejected"
+    assert [one.missing for one in (await two.usage(())).workers] == [1, 1]
+    assert await two.serve({}, (second,)) == {}
+    await until(lambda: not two._short)
+    assert await two.serve({second: SERVED}, ()) == {}
+    scarce = 0
+    await until(lambda: not two._short)
+    assert [one.missing for one in (await two.usage(())).workers] == [0, 0]
+    assert served(await two.reports(), 2) == {first: SERVED, second: SERVED}
+    scarce = errno.EADDRINUSE
+    assert await two.serve({}, (second,)) == {}
+    assert (await two.serve({second: SERVED}, ())).keys() == {second}
+
+
+ALONE = structs.replace(SERVED, affinity_seconds=60)
+
+
+def places_of(owners: dict[int, int]) -> Place:
+    """A place of which one worker alone has all, whose number is this for so many workers."""
+    while True:
+        place = local(Protocol.TCP)
+        if all(listeners(place, ALONE, count) == (one,) for count, one in owners.items()):
+            return place
+
+
+def inode(place: Place) -> str:
+    """The one socket that listens at a place."""
+    port = f":{place.port:04X}"
+    (found,) = [
+        fields[9]
+        for line in Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
+        if (fields := line.split())[1].endswith(port) and fields[3] == "0A"
+    ]
+    return found
+
+
+async def test_a_place_of_one_worker_alone_has_a_listener_while_there_get_fewer_and_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "workers"
+    gone, moved = places_of({3: 2, 2: 0}), places_of({3: 1, 2: 0})
+    wanted = {gone: ALONE, moved: ALONE}
+    three = Workers(3, folder)
+    await three.complete()
+    assert await three.serve(wanted, ()) == {}
+    listening: list[set[Place]] = []
+    retire = Workers._retire
+
+    async def noted(self: Workers, worker: worker.Worker) -> None:
+        listening.append(self._active[0].places & wanted.keys())
+        await retire(self, worker)
+
+    monkeypatch.setattr(Workers, "_retire", noted)
+    await three._end_restarts()  # as its daemon has ended
+    two = Workers(2, folder)
+    await two.complete()
+    assert listening == [wanted.keys()]
+    assert await two.serve(wanted, ()) == {}
+    assert served(await two.reports(), 2) == wanted
+    await two._end_restarts()
+    again = Workers(3, folder)
+    await again.complete()
+    assert moved in again._active[1].places
+    assert moved in again._active[0].places, "until it is told otherwise"
+    assert await again.serve(wanted, ()) == {}
+    assert served(await again.reports(), 3) == wanted
+    await again.quit()
+
+
+async def test_an_upgrade_hands_over_the_very_socket_of_a_place_that_is_one_worker_s_alone(
+    two: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = local(Protocol.TCP)
+    assert await two.serve({place: ALONE}, ()) == {}
+    before, old = inode(place), await pids(two)
+    await two._end_restarts()  # as its daemon has ended
+    with socket.create_connection((str(place.address), place.port)):
+        monkeypatch.setattr(workers, "VERSION", "9.9")
+        other = Workers(2, tmp_path / "workers")
+        await other.complete()
+        assert {one.pid for one in other._active.values()}.isdisjoint(old)
+        assert inode(place) == before
+        (owner,) = listeners(place, ALONE, 2)
+        assert [one.number for one in other._active.values() if place in one.places] == [owner]
+    await other.quit()
 
 
 async def test_nobody_comes_back_after_all_were_told_to_end(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vipd.backends.userspace.forwarder.accepting import SHORTAGE
 from vipd.backends.userspace.forwarder.connection import CONNECT
 from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
+from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.proxy.names import parse_address
 from vipd.proxy.virtualserver import Endpoint
 
@@ -83,11 +84,13 @@ class Connecting:
         limits: TcpLimits,
         counters: TcpCounters,
         outcome: Outcome,
+        transparent: Transparent | None = None,
     ) -> None:
         self._loop = loop
         self._limits = limits
         self._counters = counters
         self._outcome = outcome
+        self._transparent = transparent
         # All have the same time-out, so that the first is always the next. Not a deque: what is
         # established is taken out of the middle, and not kept alive until its time is over.
         self._pending: dict[Forwarded, float] = {}
@@ -120,8 +123,13 @@ class Connecting:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.endpoint = endpoint
+            shown = self._transparent
+            if shown is not None and shown.is_due(served, connection.client, endpoint):
+                client = connection.client, connection.port
+                sock, problem = shown.connect(sock, client, name)
+            else:
+                problem = sock.connect_ex(name)
             connection.request.sink = connection.reply.source = sock
-            problem = sock.connect_ex(name)
             if not problem or problem == errno.EINPROGRESS:
                 self._outcome.watch(connection.reply)
                 self._pending[connection] = now + self._limits.connect_seconds

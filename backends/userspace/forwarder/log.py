@@ -18,6 +18,9 @@ _STDERR = 2
 _LONGEST_TRACEBACK = 3000
 """Characters, from the end; with it, a line fits into what a pipe takes at once."""
 
+AT_ONCE = select.PIPE_BUF
+"""Bytes that a pipe takes whole or not at all (pipe(7))."""
+
 _as_json = False
 
 
@@ -47,15 +50,26 @@ def line(level: str, event: str, facts: dict[str, object]) -> str:
     return " ".join(f"{name}={_spelled(value)}" for name, value in whole.items())
 
 
+def is_json() -> bool:
+    """Return whether lines are JSON."""
+    return _as_json
+
+
 def write(text: str) -> None:
     """Write a line, if somebody takes it."""
+    write_bytes(text.encode()[: AT_ONCE - 1] + b"\n")
+
+
+def write_bytes(lines: bytes) -> bool:
+    """Write lines of at most AT_ONCE bytes; return whether somebody takes them."""
     try:
         poll = select.poll()
         poll.register(_STDERR, select.POLLOUT)
         if any(mask & select.POLLOUT for _, mask in poll.poll(0)):
-            os.write(_STDERR, text.encode()[: select.PIPE_BUF - 1] + b"\n")
+            return os.write(_STDERR, lines[:AT_ONCE]) > 0
     except OSError:
         pass  # nobody reads
+    return False
 
 
 def _spelled(value: object) -> str:

@@ -160,6 +160,10 @@ class Served:
             self._affinity.stays(client, spot, now)
         return chosen
 
+    def shows(self, client: str, endpoint: Endpoint) -> bool:
+        """Return whether the endpoint may see the client's address."""
+        return self._sources.shows(client, endpoint.address)
+
     def began(self, client: str, endpoint: Endpoint, now: float) -> None:
         """Note an established connection, or a new session."""
         spot = spot_of(endpoint)

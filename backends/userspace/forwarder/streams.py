@@ -46,6 +46,10 @@ class Serves(Interface):
         """Return the endpoint for a new connection; None: there is none left."""
         ...
 
+    def shows(self, client: str, endpoint: Endpoint) -> bool:
+        """Return whether the endpoint may see the client's address."""
+        ...
+
     def began(self, client: str, endpoint: Endpoint, now: float) -> None:
         """Note an established connection."""
         ...

@@ -21,6 +21,7 @@ from vipd.backends.userspace.forwarder.proxy_protocol import header
 from vipd.backends.userspace.forwarder.pump import Pump
 from vipd.backends.userspace.forwarder.streams import Forwarded, Frontend, Serves, Stream
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
+from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.backends.userspace.objects import Place
 from vipd.proxy.virtualserver import Endpoint
 
@@ -31,7 +32,12 @@ _NO_LINGER: Final = struct.pack("ii", 1, 0)
 class TcpForwarder:
     """Forwards the connections of places to their endpoints."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: TcpLimits | None = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: TcpLimits | None = None,
+        transparent: Transparent | None = None,
+    ) -> None:
         self.counters = TcpCounters()
         self._loop = loop
         self._limits = limits or TcpLimits()
@@ -49,7 +55,7 @@ class TcpForwarder:
             short=lambda reason: self._accepting.pause(reason),
             done=self._events.close_sockets,
         )
-        self._connecting = Connecting(loop, self._limits, self.counters, outcome)
+        self._connecting = Connecting(loop, self._limits, self.counters, outcome, transparent)
         self._accepting = Accepting(
             loop,
             self._events.epoll,

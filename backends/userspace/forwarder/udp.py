@@ -13,11 +13,12 @@ what does not fit is dropped and counted, as UDP has it.
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
-from typing import Final
 
-from vipd.backends.userspace.forwarder import interface, log
+from vipd.backends.userspace.forwarder import log, udp_listening
 from vipd.backends.userspace.forwarder.served import Served
+from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.backends.userspace.forwarder.udp_link import NOT_ITS_FAULT, Datagram, UdpLink
+from vipd.backends.userspace.forwarder.udp_listening import NOW
 from vipd.backends.userspace.forwarder.udp_sessions import (
     ClientAddress,
     Listening,
@@ -26,19 +27,16 @@ from vipd.backends.userspace.forwarder.udp_sessions import (
     UdpCounters,
     UdpLimits,
 )
+from vipd.backends.userspace.forwarder.udp_unanswered import Unanswered
 from vipd.backends.userspace.objects import Place
 from vipd.proxy.virtualserver import Endpoint
 
-_NOW: Final = socket.MSG_DONTWAIT
-"""Whoever shares a socket, such as the worker before, can make it blocking (fcntl(2))."""
 LARGEST = 65_536
 """Bytes. No datagram is larger than 65,507 (IPv4) or 65,527 (IPv6, without jumbograms)."""
 BATCH = 32
 """Datagrams read from a place before others have their turn."""
 MOST_ROUNDS = 64
 """How often a socket is read for the last time, while clients go on sending."""
-LOOK_SECONDS = 0.1
-"""How often it is looked whether an error came back for what got no answer."""
 LOG_SECONDS = 60.0
 """Descriptors that run out are logged once, and again when they had been there for so long."""
 MOST_TRIES = 3
@@ -48,17 +46,18 @@ MOST_TRIES = 3
 class UdpForwarder:
     """The UDP places of a worker. All methods belong to the thread of the event loop."""
 
-    def __init__(self, limits: UdpLimits | None = None) -> None:
+    def __init__(
+        self, limits: UdpLimits | None = None, transparent: Transparent | None = None
+    ) -> None:
         self.counters = UdpCounters()
         self._places: dict[Place, Listening] = {}
         self._limits = limits or UdpLimits()
+        self._transparent = transparent
         self._sessions = Sessions(self._limits)
         self._buffer = bytearray(LARGEST)
         self._view = memoryview(self._buffer)
         self._expiry: asyncio.TimerHandle | None = None
-        self._look: asyncio.TimerHandle | None = None
-        self._unanswered: dict[Session, None] = {}
-        self._longer_unanswered: dict[Session, None] = {}
+        self._unanswered = Unanswered(self._failed_silently)
         self._tasks: set[asyncio.Task[None]] = set()
         self._short_at: float | None = None
 
@@ -114,18 +113,10 @@ class UdpForwarder:
         if listening is None or not listening.is_read:
             return None
         listening.is_open = False
-        self._unread(listening)
-        given, listening.bound = listening.bound, None
-        if given is not None and listening.sessions:
-            try:
-                # dup() carries the time-out of `given` over, which may be none, and so makes both
-                # blocking: what a descriptor is open on is shared (fcntl(2), O_NONBLOCK).
-                listening.bound = given.dup()
-                listening.bound.setblocking(False)
-                given.setblocking(False)
-            except OSError:  # no descriptor: replies that are under way are lost
-                for session in list(listening.sessions.values()):
-                    self._end(session)
+        given = udp_listening.give_away(listening)
+        if listening.bound is None:  # no descriptor: replies that are under way are lost
+            for session in list(listening.sessions.values()):
+                self._end(session)
         self._release_if_over(listening)
         return given
 
@@ -164,9 +155,9 @@ class UdpForwarder:
         """End everything, and return when every socket is closed."""
         for place in list(self._places):
             self.end(place)
-        for timer in (self._expiry, self._look):
-            if timer is not None:
-                timer.cancel()
+        self._unanswered.close()
+        if self._expiry is not None:
+            self._expiry.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -179,28 +170,17 @@ class UdpForwarder:
             came_by = ""
             try:
                 if listening.served.asks_interface:
-                    size, client, came_by = self._with_interface(listening, listening.bound)
+                    size, client, came_by = udp_listening.receive(
+                        listening, listening.bound, self._buffer
+                    )
                 else:
-                    size, client = listening.bound.recvfrom_into(self._buffer, 0, _NOW)
+                    size, client = listening.bound.recvfrom_into(self._buffer, 0, NOW)
             except BlockingIOError:
                 return False
             except OSError:  # of something sent before: it belongs to nobody here
                 continue
             self._arrived(listening, client, self._view[:size], now, came_by)
         return True
-
-    def _with_interface(
-        self, listening: Listening, bound: socket.socket
-    ) -> tuple[int, ClientAddress, str]:
-        """Read a datagram: its size, its source, and where that came in, if it is not known."""
-        if not listening.tells_interface:
-            interface.ask(bound)
-            listening.tells_interface = True
-        size, beside, _, client = bound.recvmsg_into([self._buffer], interface.SPACE, _NOW)
-        session = listening.sessions.get(client)
-        if session is not None and session.came_by:
-            return size, client, session.came_by
-        return size, client, interface.of_datagram(beside)
 
     def _arrived(
         self,
@@ -281,6 +261,7 @@ class UdpForwarder:
                 endpoint,
                 lambda reply: self._heard(session, reply),
                 lambda error, unsent: self._lost(session, error, unsent),
+                self._binder(served, session, endpoint),
             )
         except OSError as error:
             self._short(error, 1, now)
@@ -290,6 +271,16 @@ class UdpForwarder:
         session.link, session.endpoint, session.answered = link, endpoint, False
         served.began(host, endpoint, now)
         return True
+
+    def _binder(
+        self, served: Served, session: Session, endpoint: Endpoint
+    ) -> Callable[[socket.socket], bool] | None:
+        """Return what gives a socket the client's address, where the endpoint is to see it."""
+        shown = self._transparent
+        if shown is None or not shown.is_due(served, session.host, endpoint):
+            return None
+        client = session.client[:2]
+        return lambda sock: shown.bind(sock, client)
 
     def _send(self, session: Session, datagram: Datagram, now: float) -> None:
         if session.link is None:
@@ -303,14 +294,11 @@ class UdpForwarder:
                 self._failed(session, [datagram], now, anew=True)
             return
         self.counters.forwarded += 1
-        self._unanswered[session] = None
-        if self._look is None:
-            self._look_later()
+        self._unanswered.add(session)
 
     def _heard(self, session: Session, reply: bytes) -> None:
         listening = session.listening
-        self._unanswered.pop(session, None)
-        self._longer_unanswered.pop(session, None)
+        self._unanswered.discard(session)
         if not session.answered and session.endpoint is not None:
             session.answered = True
             session.tried = ()
@@ -319,7 +307,7 @@ class UdpForwarder:
         if listening.bound is None:
             return
         try:
-            listening.bound.sendto(reply, _NOW, session.client)
+            listening.bound.sendto(reply, NOW, session.client)
         except OSError:
             self.counters.no_room += 1
         else:
@@ -352,6 +340,10 @@ class UdpForwarder:
                 return
             self._send(session, datagram, now)
 
+    def _failed_silently(self, session: Session) -> None:
+        """Note that an error came back for datagrams that are gone."""
+        self._failed(session, (), asyncio.get_running_loop().time(), anew=False)
+
     def _expire(self) -> None:
         """End what is idle for too long, and come back when the next one is due."""
         loop = asyncio.get_running_loop()
@@ -364,29 +356,6 @@ class UdpForwarder:
             self.counters.idle += 1
             self._end(session)
 
-    def _look_later(self) -> None:
-        self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_for_errors)
-
-    def _look_for_errors(self) -> None:
-        """See what came back for datagrams without an answer.
-
-        The library tells of errors only to those who ask, and a client may never send again from
-        the same port. Each datagram is looked after once, after LOOK_SECONDS or twice that: many
-        protocols have no answers.
-        """
-        self._look = None
-        looked_at = self._longer_unanswered
-        self._longer_unanswered, self._unanswered = self._unanswered, {}
-        now = asyncio.get_running_loop().time()
-        for session in looked_at:
-            try:
-                if session.link is not None:
-                    session.link.check()
-            except OSError:
-                self._failed(session, (), now, anew=False)
-        if self._longer_unanswered or self._unanswered:
-            self._look_later()
-
     def _end(self, session: Session) -> None:
         if session in self._sessions:
             self._unlink(session)
@@ -394,8 +363,7 @@ class UdpForwarder:
             self._release_if_over(session.listening)
 
     def _unlink(self, session: Session) -> None:
-        self._unanswered.pop(session, None)
-        self._longer_unanswered.pop(session, None)
+        self._unanswered.discard(session)
         if session.link is not None:
             session.link.close()
             session.link = None
@@ -417,21 +385,16 @@ class UdpForwarder:
         for _ in range(MOST_ROUNDS):
             if not self._readable(listening):
                 break
-        self._unread(listening)
+        udp_listening.unread(listening)
         if listening.bound is not None:
             listening.bound.close()
         listening.bound = bound
-
-    def _unread(self, listening: Listening) -> None:
-        if listening.is_read and listening.bound is not None:
-            asyncio.get_running_loop().remove_reader(listening.bound)
-        listening.is_read = False
 
     def _release_if_over(self, listening: Listening) -> None:
         """Close a place that is not open and has no session left."""
         if listening.is_open or listening.sessions:
             return
-        self._unread(listening)
+        udp_listening.unread(listening)
         if listening.bound is not None:
             listening.bound.close()
             listening.bound = None

@@ -43,7 +43,8 @@ class UdpLink:
 
     `heard` is called with each reply. `lost` is called once, if the way could not be opened or the
     library gave it up, with the error and the datagrams that were not sent; not after `close`.
-    Raise OSError where there is no socket to be had.
+    `bind` is called before the socket is connected, to give it an address that is not the node's,
+    and returns whether it has. Raise OSError where there is no socket to be had.
     """
 
     def __init__(
@@ -51,12 +52,15 @@ class UdpLink:
         endpoint: Endpoint,
         heard: Callable[[bytes], None],
         lost: Callable[[OSError, list[bytes]], None],
+        bind: Callable[[socket.socket], bool] | None = None,
     ) -> None:
         family = socket.AF_INET if endpoint.address.version == 4 else socket.AF_INET6
         self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._to = (str(endpoint.address), endpoint.port)
         self._heard = heard
         self._lost = lost
+        self._bind = bind
+        self._is_bound = False
         self._waiting: deque[bytes] = deque()
         self._stream: asyncio_dgram.aio.DatagramStream | None = None
         self._closed = False
@@ -112,7 +116,10 @@ class UdpLink:
         stream = None
         try:
             stream = await asyncio_dgram.from_socket(self._socket)
+            if self._bind is not None:
+                self._is_bound = self._bind(self._socket)
             self._socket.connect(self._to)
+            self._to = self._socket.getpeername()[:2] if self._is_bound else self._to
             while self._waiting:
                 self._write(self._waiting[0])
                 self._waiting.popleft()
@@ -129,13 +136,17 @@ class UdpLink:
 
     async def _hear(self, stream: asyncio_dgram.aio.DatagramStream) -> None:
         try:
-            reply, _ = await stream.recv()
+            reply, source = await stream.recv()
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
         else:
-            if not self._closed:
+            # What came between bind() and connect() was for the client itself.
+            if not self._closed and (not self._is_bound or self._is_endpoint(source)):
                 self._heard(reply)
+
+    def _is_endpoint(self, source: object) -> bool:
+        return isinstance(source, tuple) and source[:2] == self._to
 
     def _give_up(self, error: OSError) -> None:
         if not self._closed:

@@ -24,6 +24,7 @@ from vipd.backends.userspace.forwarder.descriptors import may_listen, shares
 from vipd.backends.userspace.forwarder.on_demand import OnDemand
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.tcp import TcpForwarder
+from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.backends.userspace.forwarder.udp import UdpForwarder
 from vipd.backends.userspace.forwarder.udp_sessions import UdpLimits
 from vipd.backends.userspace.messages import (
@@ -35,6 +36,7 @@ from vipd.backends.userspace.messages import (
     Cut,
     Done,
     HandedOver,
+    Instruction,
     Listen,
     PlaceReport,
     Report,
@@ -49,8 +51,6 @@ from vipd.backends.userspace.messages import (
 from vipd.backends.userspace.objects import Place, Surroundings
 from vipd.proxy.names import Protocol
 from vipd.proxy.version import VERSION
-
-Operation = Listen | Change | Stop | Cut
 
 PAUSE_SECONDS = 1.0
 """After an attempt to accept the daemon that failed."""
@@ -69,10 +69,11 @@ T = TypeVar("T")
 class Worker:
     """Serves places; `number` is its position among the workers of the daemon.
 
-    `descriptors` is how many files it may have open.
+    `descriptors` is how many files it may have open; `transparent`: it may show clients' addresses
+    to endpoints.
     """
 
-    def __init__(self, number: int, descriptors: int) -> None:
+    def __init__(self, number: int, descriptors: int, *, transparent: bool = False) -> None:
         self.number = number
         self.over = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -85,8 +86,9 @@ class Worker:
         self._started = asyncio.get_running_loop().time()
         self._surroundings = Surroundings()
         self._served: dict[Place, OnDemand] = {}
-        self._tcp = TcpForwarder(asyncio.get_running_loop())
-        self._udp = UdpForwarder()
+        self._transparent = Transparent() if transparent else None
+        self._tcp = TcpForwarder(asyncio.get_running_loop(), transparent=self._transparent)
+        self._udp = UdpForwarder(transparent=self._transparent)
         self._share_out()
 
     async def answer_daemons(self, control: socket.socket) -> None:
@@ -112,6 +114,8 @@ class Worker:
         """End everything that is open."""
         self._tcp.close()
         await self._udp.close()
+        if self._transparent is not None:
+            self._transparent.close()
 
     async def _talk(self, channel: Channel) -> None:
         try:
@@ -171,8 +175,11 @@ class Worker:
 
     async def _batch(self, batch: Batch, given: Iterable[socket.socket]) -> Done:
         """Do all of it; what fails is answered for its place, and harms no other."""
+        if self._transparent is not None:
+            self._transparent.forget_ways()
         listeners = iter(given)
         failed: list[tuple[WirePlace, str]] = []
+        short: list[tuple[WirePlace, str]] = []
         ended = 0
         around = self._surroundings
         if batch.surroundings is not None:
@@ -184,16 +191,17 @@ class Worker:
                     served.change(served.told, self._surroundings)
                 except Exception as error:
                     failed.append((messages.wire_place(place), _told_of(error)))
-        async for one in _in_turns(batch.operations):
+        async for one in _in_turns(batch.instructions):
             try:
-                ended += await self._operate(one, listeners)
+                ended += await self._follow(one, listeners)
             except Exception as error:
-                failed.append((one.place, _told_of(error)))
+                whose = short if _is_short(error) else failed
+                whose.append((one.place, _told_of(error)))
         self._share_out()
-        return Done(batch.number, failed, ended)
+        return Done(batch.number, failed, ended, short)
 
-    async def _operate(self, one: Operation, given: Iterator[socket.socket]) -> int:
-        """Do one operation; return how many connections and sessions it ended.
+    async def _follow(self, one: Instruction, given: Iterator[socket.socket]) -> int:
+        """Do one instruction; return how many connections and sessions it ended.
 
         Raise OSError and ValueError where it cannot be done.
         """
@@ -201,7 +209,7 @@ class Worker:
         match one:
             case Listen():
                 if (listener := next(given, None)) is None:
-                    raise ValueError(_LOST)
+                    raise OSError(errno.EMFILE, _LOST)
                 try:
                     await self._listen(place, listener, one)
                 except BaseException:
@@ -227,7 +235,8 @@ class Worker:
         if place in self._served:
             self._stop(place)
         if place.protocol is Protocol.UDP:
-            if self._surroundings.interface and told.forwarding.outside is not None:
+            differs = told.forwarding.outside is not None or told.forwarding.transparent_for_pods
+            if self._surroundings.interface and differs:
                 interface.ask(listener)  # for the first datagram; the forwarder would be late
             await self._udp.listen(place, listener, served.serve)
         else:
@@ -303,11 +312,13 @@ class Worker:
             async for place, one in _in_turns(list(self._served.items()))
         ]
         around = messages.wire_surroundings(self._surroundings)
-        return Told(VERSION, os.getpid(), self.number, not self._serves, around, places)
+        shows = self._transparent is not None
+        return Told(VERSION, os.getpid(), self.number, not self._serves, around, places, shows)
 
     def _reported(self, asked: Report) -> Reported:
         now = asyncio.get_running_loop().time()
         counts = self._tcp.connections() | self._udp.sessions()
+        shown = self._transparent.by_name() if self._transparent is not None else {}
         places = []
         for place in map(messages.place_of, asked.places):
             if place in self._served or counts.get(place):
@@ -320,7 +331,7 @@ class Worker:
             seconds=now - self._started,
             listeners=len(self._served),
             connections=sum(counts.values()),
-            counters=self._tcp.counters.by_name() | self._udp.counters.by_name(),
+            counters=self._tcp.counters.by_name() | self._udp.counters.by_name() | shown,
             places=places,
         )
 
@@ -349,12 +360,17 @@ def _non_blocking(descriptor: int) -> socket.socket:
     return made
 
 
+def _is_short(error: Exception) -> bool:
+    """Return whether an instruction failed for want of a descriptor."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 def _told_of(error: Exception) -> str:
-    """Return why an operation failed; what is nobody's but ours is logged as well."""
+    """Return why an instruction failed; what is nobody's but ours is logged as well."""
     if isinstance(error, OSError):
         return error.strerror or repr(error)
     if not isinstance(error, ValueError):
-        log.exception("an operation failed inside")
+        log.exception("an instruction failed inside")
     return str(error)
 
 
@@ -366,12 +382,14 @@ async def _in_turns(todo: Sequence[T]) -> AsyncIterator[T]:
             await asyncio.sleep(0)
 
 
-async def run(number: int, control: socket.socket, descriptors: int) -> None:
+async def run(
+    number: int, control: socket.socket, descriptors: int, *, transparent: bool = False
+) -> None:
     """Be a worker with so many descriptors until the daemon says that it is over.
 
     It ends as well, with what is open, where no daemon could ever reach it again.
     """
-    worker = Worker(number, descriptors)
+    worker = Worker(number, descriptors, transparent=transparent)
     talking = asyncio.create_task(worker.answer_daemons(control))
     over = asyncio.create_task(worker.over.wait())
     try:

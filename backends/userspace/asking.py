@@ -1,0 +1,50 @@
+"""What workers are asked, one by one, and their answers put together.
+
+Lives here: what is open, served and counted over some workers. Must not: change anything of them.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from vipd.backends.userspace import messages
+from vipd.backends.userspace.messages import Count, Counted, Reported, Tell, Told
+from vipd.backends.userspace.objects import Place
+from vipd.backends.userspace.worker import Worker
+from vipd.proxy.errors import Busy, DataplaneError
+
+
+async def opened(workers: Iterable[Worker]) -> Counter[Place]:
+    """Return how many connections and sessions are open at each place."""
+    found: Counter[Place] = Counter()
+    for worker in workers:
+        try:
+            answer, _ = await worker.ask(Count())
+        except DataplaneError:
+            continue  # it ended, and what was open with it
+        if isinstance(answer, Counted):
+            found.update({messages.place_of(place): count for place, count in answer.open})
+    return found
+
+
+async def reports(workers: Iterable[Worker]) -> list[Told]:
+    """Return what each worker says of itself. Raise Busy where one that serves ends meanwhile."""
+    found = []
+    for worker in workers:
+        try:
+            answer, _ = await worker.ask(Tell())
+        except Busy:
+            if not worker.retired:
+                raise
+            continue  # it has ended, as it should
+        if isinstance(answer, Told):
+            found.append(answer)
+    return found
+
+
+async def counted(
+    workers: Iterable[Worker], where: Collection[Place], client: str
+) -> list[Reported]:
+    """Return what each worker has counted at places, and there of one client."""
+    told = await asyncio.gather(*(one.report(where, client) for one in workers))
+    return [one for each in told for one in each]
