@@ -12,6 +12,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv6Address
 from typing import Literal, NamedTuple
 
 from vipd.backends import netlink
@@ -44,6 +45,24 @@ _DNS_METRIC = 2048
 _LOOPBACK = 1
 """Index of lo in every network namespace."""
 _GONE = (errno.ENOENT, errno.ESRCH)
+
+
+def _passing_address(kind: int, flags: int) -> bytes:
+    body = struct.pack("=BBBBI", ADDRESS_FAMILY[Family.IPV6], 128, 0, 0, _LOOPBACK)
+    body += attribute(2, _NOBODYS.packed) + attribute(1, _NOBODYS.packed)
+    return HEADER.pack(HEADER.size + len(body), kind, REQUEST | ACK | flags, 0, 0) + body
+
+
+_NEW_ADDRESS, _DEL_ADDRESS = 20, 21
+_NOBODYS = IPv6Address("100::7669:7064")
+"""In the range whose packets are discarded (RFC 6666)."""
+_REMEMBERED_NO_MORE = (
+    _passing_address(_NEW_ADDRESS, CREATE | REPLACE),
+    _passing_address(_DEL_ADDRESS, 0),
+)
+"""A connected socket of IPv6 keeps the route that it has until the table of that route changes, or
+an address: a local route to where it sends is not seen (net/ipv6/ip6_fib.c: rt_genid_bump_ipv6 is
+for addresses only, Linux 6.1 and 6.18). So an address comes and goes."""
 
 
 class Wanted(NamedTuple):
@@ -79,6 +98,8 @@ class LocalRoutes:
             return {}
         with netlink.routes() as socket:
             codes = socket.request([message(one, self.protocol) for one in wanted])
+            if any(one.verb == "add" and one.address.version == 6 for one in wanted):
+                socket.request(_REMEMBERED_NO_MORE)  # refused where IPv6 is switched off
         failed = {one: code for one, code in zip(wanted, codes, strict=True) if code}
         if errno.EEXIST in failed.values():
             ours = {one.address for one in self.listed() if one.protocol == self.protocol}

@@ -39,7 +39,7 @@ from vipd.proxy.snapshot import Snapshot, fold
 from vipd.proxy.sources.manifests import load
 from vipd.proxy.status import Status
 from vipd.proxy.views import SettingsView, VirtualServerView
-from vipd.proxy.virtualserver import Endpoint
+from vipd.proxy.virtualserver import Endpoint, Table
 
 NFT = shutil.which("nft") or "/usr/sbin/nft"
 """Found before any test puts another one first."""
@@ -355,23 +355,39 @@ class Cluster:
 
     def settled(self) -> None:
         """Wait until everything in the folder is committed: `vipd plan` would print nothing."""
-        told = msgspec.json.decode(read(self.socket, "settings"), type=SettingsView)
-        snapshot, _ = fold(Snapshot(), [*load([str(self.folder)]), told.facts()])
-        table = resolve(snapshot, told.node())
-        compiler = backend(told.mode, told.dataplane).compiler
-        wanted = compiler.compile(table.virtual_servers(), table.network)
-        conflicts = {str(one) for one in table.contested.values()}
+        events = load([str(self.folder)])
         asks_table = self.differs("source-is-the-node")  # `outcome` does then
-        left = {b"null": "everything"}
+        settings = b""
+        left: dict[bytes, str] = {}
         now = b"null"
+        compiler: Any = None
+        wanted: Any = None
+        table: Table
+        snapshot: Snapshot
+
+        def wants() -> None:
+            """Conclude what should be there, anew where the node's own addresses have changed."""
+            nonlocal settings, compiler, wanted, table, snapshot
+            if (said := read(self.socket, "settings")) == settings:
+                return
+            settings = said
+            told = msgspec.json.decode(said, type=SettingsView)
+            snapshot, _ = fold(Snapshot(), [*events, told.facts()])
+            table = resolve(snapshot, told.node())
+            compiler = backend(told.mode, told.dataplane).compiler
+            wanted = compiler.compile(table.virtual_servers(), table.network)
+            left.clear()
+            left[b"null"] = "everything"
 
         def nothing_left() -> bool:
             nonlocal now
             status = self.status()
             now = read(self.socket, "program")
+            wants()
             if now not in left:
                 left[now] = str(compiler.plan(compiler.load(now), wanted)[0])
             # What changes nothing in the kernel is seen here.
+            conflicts = {str(one) for one in table.contested.values()}
             known = (status.services, set(status.conflicts))
             if left[now] or known != (len(snapshot.services), conflicts):
                 return False

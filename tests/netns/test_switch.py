@@ -59,19 +59,7 @@ def lab() -> Iterator[Lab]:
     if reason is not None:
         pytest.skip(f"no network namespaces here: {reason}")
     with running(f"vs{os.getpid()}") as built:
-        built.run("node", _remember)
         yield built
-
-
-def _remember() -> None:
-    """Let the node know idle UDP flows for longer than a load lasts on any machine.
-
-    By default it is 30 seconds. Beyond, a connected IPv6 socket of the node itself is lost to modes
-    with local routes: the kernel keeps its cached route until an address or its own table changes.
-    """
-    for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
-        with contextlib.suppress(FileNotFoundError):  # nothing tracks connections there yet
-            Path("/proc/sys/net/netfilter", name).write_text("600")
 
 
 @pytest.fixture

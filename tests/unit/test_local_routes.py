@@ -1,4 +1,7 @@
-"""Local routes: the messages, held against those that pyroute2 encodes."""
+"""Local routes: the messages, held against those that pyroute2 encodes, and what they do."""
+
+import subprocess
+import sys
 
 import pytest
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -38,3 +41,35 @@ def test_a_route_of_the_dns_server_stands_beside_that_of_a_mode() -> None:
     message = rtmsg(local_routes.message(wanted, local_routes.DNS_ROUTE_PROTOCOL))
     message.decode()
     assert message.get_attr("RTA_PRIORITY") not in (None, 0, 1024)  # the modes' in each family
+
+
+REMEMBERING = """
+import ipaddress, socket, subprocess
+from vipd.backends.local_routes import LocalRoutes, Wanted
+
+for command in (
+    "link set lo up", "link add here type veth peer there", "link set here up",
+    "addr add fd00:1::1/64 dev here nodad", "neigh add fd00:1::2 lladdr 02:00:00:00:00:02 dev here",
+    "-6 route add default via fd00:1::2",
+):
+    subprocess.run(["ip", *command.split()], check=True)
+client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+client.connect(("fd00:9::1", 53))
+client.send(b"out of the node")
+assert LocalRoutes(119).change([Wanted("add", ipaddress.ip_address("fd00:9::1"))]) == {}
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.bind(("::", 53))
+server.settimeout(10)
+client.send(b"to the node")
+assert server.recv(100) == b"to the node"
+addresses = subprocess.run(["ip", "-6", "addr", "show", "dev", "lo"], capture_output=True).stdout
+assert b"100::" not in addresses
+"""
+
+
+@pytest.mark.netns
+def test_a_socket_that_is_connected_sees_a_new_local_route() -> None:
+    done = subprocess.run(
+        ["unshare", "-Urn", sys.executable, "-c", REMEMBERING], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
