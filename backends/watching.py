@@ -12,7 +12,13 @@ class Drift(Struct, frozen=True):
     what: tuple[str, ...]
     """What was changed, as far as it is told: the first of it."""
     by: str
-    """Who it was; empty where nobody knows."""
+    """The name of the program; empty where nobody knows."""
+    process: int = 0
+    """Its process id as the kernel counts; 0 where it is not known."""
+
+    def __str__(self) -> str:
+        who = f"{self.by} (process {self.process})" if self.process else self.by
+        return who or "somebody"
 
 
 @typing.runtime_checkable

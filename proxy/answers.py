@@ -96,6 +96,7 @@ class Answers:
             mode=serving.mode,
             node=self._sync.settings.node_name,
             manifests=self._config.manifests,
+            kubeconfig=None if self._config.manifests else self._config.kubeconfig,
             started=self._started,
             synced=serving.synced,
             services=len(sync.snapshot.services),
@@ -117,6 +118,7 @@ class Answers:
             departed=self._departures.pending,
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
             dns_listen=tuple(map(str, self._dns.listens)),
+            repairs=switching.repairs.view(),
             workers=workers,
             dns=dns,
         )

@@ -15,6 +15,7 @@ from msgspec import Struct
 from vipd.backends.watching import Drift, Watching
 from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.errors import DataplaneError
+from vipd.proxy.status import RepairView
 
 COMPARE_SECONDS = 900.0
 """Everything is compared this often, for what no notification tells."""
@@ -55,6 +56,18 @@ class Repairs:
         self._offenders: dict[str, Offender] = {}
         self._clock = clock
 
+    def view(self) -> RepairView | None:
+        """Return what `vipd status` tells; None where there was nothing to repair."""
+        if self.last is None:
+            return None
+        return RepairView(
+            count=self.count,
+            at=self.last_at,
+            what=self.last.what,
+            by=str(self.last),
+            waiting=dict(self.patience),
+        )
+
     def pause(self, party: str) -> float:
         """Note that a party did it, again perhaps; return for how long to wait with the repair."""
         now = self._clock()
@@ -79,9 +92,7 @@ class Repairs:
         """Note a repair of so many kernel objects."""
         self.count += 1
         self.last, self.last_at = drift, time.time()
-        log.warning(
-            "repaired", by=drift.by or "not known", what="; ".join(drift.what), objects=objects
-        )
+        log.warning("repaired", by=str(drift), what="; ".join(drift.what), objects=objects)
 
 
 class Repair:
@@ -134,7 +145,8 @@ class Repair:
     def _note(self, drift: Drift) -> None:
         if self._pending is not None:
             what = dict.fromkeys((*self._pending.what, *drift.what))
-            drift = Drift(tuple(what)[:MOST_TOLD], self._pending.by or drift.by)
+            first = self._pending if self._pending.by else drift
+            drift = Drift(tuple(what)[:MOST_TOLD], first.by, first.process)
         self._pending = drift
         self._told.set()
 

@@ -39,7 +39,7 @@ async def drifts() -> AsyncIterator[Drift]:
                 continue
             for one in notified.feed(datagram):
                 if one.touched and not await tool.RUNS.include(one.port, one.process):
-                    yield Drift(one.touched, f"{one.name} (process {one.process})")
+                    yield Drift(one.touched, one.name, one.process)
 
 
 def _without_new_elements(watching: socket.socket) -> None:

@@ -13,6 +13,7 @@ from vipd.proxy.repair import (
     PATIENT_REPAIRS,
     Repairs,
 )
+from vipd.proxy.status import repair_lines
 
 
 class Clock:
@@ -50,9 +51,12 @@ def test_a_crowd_of_parties_is_bounded() -> None:
 
 def test_what_was_repaired_is_counted() -> None:
     repairs = Repairs(Clock())
-    repairs.done(Drift(("table deleted ip vipd",), "nft (process 7)"), 12)
-    assert repairs.count == 1
-    assert repairs.last == Drift(("table deleted ip vipd",), "nft (process 7)")
+    assert repairs.view() is None
+    repairs.done(Drift(("table deleted ip vipd",), "nft", 7), 12)
+    told = repairs.view()
+    assert told is not None
+    (line,) = repair_lines(told, told.at + 3)
+    assert line == "1, the last 3 s ago: table deleted ip vipd, by nft (process 7)"
 
 
 # The messages as Linux 6.18 sends them, put together by hand: header, family, attributes.
