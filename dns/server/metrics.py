@@ -49,6 +49,7 @@ METRICS: Mapping[str, Metric] = {
     "coredns_cache_hits_total": Metric("counter", "Answered from the cache."),
     "coredns_cache_misses_total": Metric("counter", "Not in the cache."),
     "coredns_cache_served_stale_total": Metric("counter", "Answered from behind the end."),
+    "coredns_cache_prefetch_total": Metric("counter", "Asked again while they were in use."),
     "coredns_cache_drops_total": Metric("counter", "Malformed replies of upstreams."),
     "coredns_cache_entries": Metric("gauge", "Replies in the cache."),
     "coredns_cache_evictions_total": Metric("counter", "Replies that had to make room."),

@@ -7,24 +7,24 @@ Lives here: what the daemon and `vipd dns serve` see of DNS. Must not: know how 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
-from msgspec import DecodeError, Struct, json, structs
+from msgspec import Struct, structs
 
-from vipd.dns.asked_name import Known
 from vipd.dns.feed import Kept
-from vipd.dns.forward.configured import Files, configure
-from vipd.dns.forward.upkeep import read_files
 from vipd.dns.server.messages import Tell, Told, WireListen
 from vipd.dns.server.takeover import find, quit_all
 from vipd.dns.server.workers import Workers
 from vipd.dns.settings import DnsSettings, Listen
-from vipd.dns.tracing import Asked, Course, course
-from vipd.proxy.errors import Busy, ControlError, UnknownResult
+from vipd.proxy.errors import Busy, UnknownResult
 from vipd.proxy.events import Event
 from vipd.proxy.names import Network, parse_address
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources import addresses
+
+if TYPE_CHECKING:
+    from vipd.dns.tracing import Course
 
 FOLDER = "dns"
 """Below the folder of the control socket: where the workers' control sockets are."""
@@ -164,8 +164,12 @@ class DnsService:
             tuple(self._restart_needed),
         )
 
-    async def trace(self, argument: str) -> Course:
+    async def trace(self, argument: str) -> "Course":
         """Return how a question comes to its answer, for the control socket."""
+        # What names of others need is imported by the workers, and here by who asks.
+        from vipd.dns.asked_name import Known
+        from vipd.dns.server.traced import answered
+
         kept = self._kept
         known = Known(
             kept.snapshot,
@@ -174,11 +178,7 @@ class DnsService:
             None if kept.pods is None else dict(kept.pods),
             kept.synced,
         )
-        try:
-            asked = json.decode(argument, type=Asked)
-            return await asyncio.to_thread(traced, asked, known, self.listens)
-        except (DecodeError, ValueError) as error:
-            raise ControlError(f"the question is not understood: {error}") from error
+        return await asyncio.to_thread(answered, argument, known, self.listens)
 
     async def _follow_addresses(self) -> None:
         """Let this node's own addresses ask, whatever becomes of them."""
@@ -192,18 +192,6 @@ class DnsService:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         await self._workers.stop()
-
-
-def traced(asked: Asked, known: Known, listens: Sequence[Listen] = ()) -> Course:
-    """Read what files say of names of others, and trace."""
-    forward = known.settings.forward
-    own = [(str(one.address), one.port) for one in listens]
-    made = configure(forward, read_files(forward, Files(), _unsaid), own, _unsaid)
-    return course(asked, known._replace(configured=made))
-
-
-def _unsaid(event: str, **facts: object) -> None:
-    """Tell nobody: the worker has."""
 
 
 async def status_without_daemon(state: Path) -> DnsStatus | None:

@@ -169,7 +169,7 @@ def offline(asked: Asked, manifests: tuple[str, ...], told: Mapping[str, Any]) -
     from vipd.dns.feed import Kept
     from vipd.dns.forward import wire
     from vipd.dns.forward.got import Got
-    from vipd.dns.server.service import traced
+    from vipd.dns.server.traced import traced
     from vipd.dns.zone import Zone
     from vipd.proxy.cli.options import flags
     from vipd.proxy.config import load

@@ -273,7 +273,7 @@ def test_a_listener_that_is_lost_on_its_way_is_given_again(
     until(lambda: told(cluster, LOST) == WORKERS, "said once of each")
     cluster.settled()
     assert (
-        "cannot listen at 1 places yet" in cluster.cli("status", "--socket", cluster.socket).stdout
+        "cannot listen at 1 place yet" in cluster.cli("status", "--socket", cluster.socket).stdout
     )
     shortage.over()
     until(lambda: not clients.look(), "everybody has an answer")
