@@ -83,6 +83,9 @@ class Tell(Struct, tag=True, array_like=True):
 class HandOver(Struct, tag=True, array_like=True):
     """Give all sockets away, and go on answering on them. Answered HandedOver."""
 
+    skip: int = 0
+    """How many addresses were given before."""
+
 
 class Retire(Struct, tag=True, array_like=True):
     """Take no new questions, and end once those that are here were answered. Answered Done."""
@@ -168,6 +171,8 @@ class HandedOver(Struct, tag=True, array_like=True):
 
     listens: list[WireListen]
     http: list[WireListen] = []
+    more: bool = False
+    """Whether there are more addresses, to be asked for next."""
 
 
 Answer = Done | Met | Fed | Told | HandedOver
