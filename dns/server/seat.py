@@ -98,6 +98,7 @@ class Seat:
         process = await Process.start(self.number, self._team.folder)
         process.watch(self._lost)
         self.process, self._serves = process, False
+        self._untold = Untold()
         self._given, self._given_http = [], []
         await self._tell_settings(process, anew=True)
         await self._team.begun(self)
@@ -126,7 +127,6 @@ class Seat:
         self._settings = settings
         if anew:
             self.in_step.clear()
-            self._untold = Untold()
             self.note(self._team.kept.everything())
         try:
             await process.ask(request, given)

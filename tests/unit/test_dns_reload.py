@@ -147,6 +147,24 @@ async def test_until_everything_is_told_anew_the_zone_before_follows_changes() -
     gc.unfreeze()
 
 
+async def test_sources_come_and_go_whatever_becomes_of_the_settings() -> None:
+    answering = Answering()
+    await answering.begin(Begin(changed(SETTINGS, allow=("192.0.2.0/24",))), [])
+    access = answering.serving.access
+    await answering.feed(Feed(Portion(admit=("198.51.100.1", "192.0.2.9"))))
+    await answering.feed(Feed(Portion(admit=("198.51.100.1",))))
+    assert access.admits("198.51.100.1")
+    assert access.admits("192.0.2.9")
+    await answering.begin(Begin(SETTINGS), [])
+    assert [access.admits(f"192.0.2.{last}") for last in (8, 9)] == [False, True]
+    await answering.feed(Feed(Portion(expel=("192.0.2.9", "198.51.100.1", "203.0.113.1"))))
+    assert not access.admits("198.51.100.1")
+    assert not access.admits("192.0.2.9")
+    assert access.admits("127.0.0.1")
+    assert answering.serving.access is access
+    await answering.close()
+
+
 async def test_settings_that_no_name_depends_on_leave_the_zone() -> None:
     settings = changed(SETTINGS, identity="one")
     async with running(settings) as daemon:
