@@ -52,8 +52,15 @@ class Kept:
         self.sources: dict[str, int] = {}
         """Who may ask, as far as the cluster says: this node, all nodes and their pods. With each,
         how many say so."""
+        self.serial = 0
+        """When names were changed last, in seconds since 1970: all processes tell the same."""
         self.synced = False
         """Whether the source has told everything that existed at its start."""
+
+    def stamp(self, changed: "Changed", now: float) -> None:
+        """Note when names were changed; it never goes back."""
+        if changed.services or changed.pods or changed.namespaces:
+            self.serial = max(self.serial, int(now))
 
     def take_own(self, addresses: tuple[Address, ...]) -> "Changed":
         """Take this node's addresses."""

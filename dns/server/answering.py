@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import gc
 import socket
-import time
 from collections.abc import Sequence
 
 from vipd.dns.answer import Answers
@@ -82,6 +81,8 @@ class Answering:
         zone = self._fed[0]
         for one in {zone, self.zone}:
             _put(one, portion)
+            if request.serial:
+                one.stamp(request.serial)
         self._take_sources(portion)
         if portion != Portion():
             self.fed_at = asyncio.get_running_loop().time()
@@ -100,6 +101,7 @@ class Answering:
         if answer_settings(before) != answer_settings(settings):
             self.zone.prebuilt.drop(list(self.zone.prebuilt.replies))
         replaced = serving.answers
+        self.counters.bad_versions += replaced.bad_versions
         serving.answers = Answers(self.zone, answer_settings(settings))
         # They refer to themselves, and what was frozen is never looked at by the collector: the
         # zone before would stay for good. What still waits asks for `finish` and `fail` only.
@@ -170,4 +172,3 @@ def _put(zone: Zone, portion: Portion) -> None:
         zone.drop_pod(name)
     if portion.namespaces is not None:
         zone.namespaces(portion.namespaces or None)
-    zone.stamp(int(time.time()))

@@ -60,6 +60,8 @@ class Feed(Struct, tag=True, array_like=True):
     portion: Portion
     synced: bool = False
     supervised: Supervised = Supervised()
+    serial: int = 0
+    """Of the SOA records from now on; 0: as it is."""
 
 
 class Sibling(Struct, tag=True, array_like=True):

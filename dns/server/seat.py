@@ -193,7 +193,7 @@ class Seat:
                 portion = self._untold.portion(kept) if self._untold else Portion()
                 synced = kept.synced and not self._untold
                 self._supervised = self._team.supervised
-                await process.ask(Feed(portion, synced, self._supervised))
+                await process.ask(Feed(portion, synced, self._supervised, kept.serial))
                 if synced and self._settings is self._team.settings:
                     self.in_step.set()
 

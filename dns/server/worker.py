@@ -207,7 +207,7 @@ class Worker:
             waiting=answering.serving.waiting.count,
             counters=counters.by_name | more,
             types=counters.types(),
-            rcodes=counters.named_rcodes(),
+            rcodes=counters.named_rcodes(bad_versions=answering.serving.answers.bad_versions),
             request_sizes=asked,
             response_sizes=given,
             durations=counters.durations,

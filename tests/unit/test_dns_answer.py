@@ -213,6 +213,9 @@ def test_who_may_not_ask_is_told_so() -> None:
     assert isinstance(why, dns.edns.EDEOption)
     assert why.code == dns.edns.EDECode.PROHIBITED
     assert answers.refuse(ask())[2:4] == b"\x81\x85"  # type: ignore[index]
+    strange = answering(web(), settings=AnswerSettings(identity="node-7"))
+    asked = dns.message.make_query("a.example", "A", options=[dns.edns.NSIDOption(b"")])
+    assert b"node-7" not in (strange.refuse(asked.to_wire()) or b"node-7")
     assert answers.refuse(b"") is None
     assert answers.refuse(ask(0x8000)) is None
     assert answers.refuse(ask()[:20]) == ID + b"\x81\x01" + bytes(8)

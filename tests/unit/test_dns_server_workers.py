@@ -7,15 +7,18 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import dns.message
 import pytest
 import pytest_asyncio
+from msgspec import structs
 from structlog.testing import capture_logs
 from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, status_of, until, web
 from tests.unit.dns_server import WEB, Datagrams, Stream, addresses, question, rcode
 
 from vipd.dns.feed import Kept, Portion, Untold
-from vipd.dns.server import messages, process
+from vipd.dns.server import messages, process, service
 from vipd.dns.server.service import leftovers
 from vipd.dns.settings import DnsSettings
 from vipd.proxy.errors import Busy, ConfigError
@@ -82,6 +85,25 @@ async def test_killed_it_is_back_and_no_question_is_lost() -> None:
     assert await daemon.pid() != before
     await stream.close()
     client.close()
+    await daemon.service.stop()
+
+
+async def test_all_workers_tell_one_serial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is when names were changed, not when a worker was told of it."""
+    clock = SimpleNamespace(time=lambda: 1_700_000_000.5)
+    monkeypatch.setattr(service, "time", clock)
+    settings = structs.replace(SETTINGS, workers=2)
+    daemon = await Daemon(settings, None).start(web("10.96.0.1"), Synced())
+    first, second = await daemon.service.told()
+    assert (first.serial, second.serial) == (1_700_000_000, 1_700_000_000)
+    os.kill(second.pid, signal.SIGKILL)
+    await until(lambda: daemon.service.restarts)
+    await daemon.service.in_step()
+    assert [one.serial for one in await daemon.service.told()] == [1_700_000_000] * 2
+    clock.time = lambda: 1_700_000_009.0
+    await daemon.service.change(structs.replace(settings, ttl=9))
+    await daemon.service.in_step()
+    assert [one.serial for one in await daemon.service.told()] == [1_700_000_009] * 2
     await daemon.service.stop()
 
 
@@ -285,10 +307,11 @@ async def test_what_is_counted_is_told() -> None:
     client = Datagrams(daemon.address)
     for _ in range(5):
         await client.ask(question(WEB, "AAAA"))
+    await client.ask(dns.message.make_query(WEB, "AAAA", use_edns=1).to_wire())
     (told,) = await daemon.service.told()
-    assert told.types == {"udp 1 AAAA": 5}
-    assert told.rcodes == {"NOERROR": 5}
-    assert (sum(told.durations), sum(told.request_sizes["udp"])) == (5, 5)
+    assert told.types == {"udp 1 AAAA": 6}
+    assert told.rcodes == {"NOERROR": 5, "BADVERS": 1}
+    assert (sum(told.durations), sum(told.request_sizes["udp"])) == (6, 6)
     assert (told.services, told.synced, told.stale_seconds) == (1, True, None)
     assert told.counters["udp_dropped_full"] == 0
     client.close()
