@@ -103,7 +103,9 @@ class Reloading:
                 loop = asyncio.get_running_loop()
                 self._again = loop.call_later(RETRY_SECONDS, self._retry)
             if not is_retry or str(error) != self._refused:
-                log.warning("configuration is refused; the one before stays", why=str(error))
+                then = f"in {RETRY_SECONDS:g} s" if is_good else "when the file changes"
+                said = "configuration is refused; the one before stays"
+                log.warning(said, why=str(error), tried_again=then)
                 self._tell(str(error), self._named)
             self._refused = str(error)
             return
