@@ -18,6 +18,8 @@ from vipd.proxy.names import Address, parse_address, parse_network
 
 DNS_PORT, HTTP_PORT = 53, 9153
 MOST_WORKERS = 64
+MOST_LISTENS = 64
+"""Addresses, each with two sockets in every worker."""
 T = TypeVar("T")
 
 
@@ -36,7 +38,8 @@ class DnsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """How the cluster's names are answered, where, and for whom."""
 
     listen: tuple[str, ...] = ()
-    """ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT; port 53 where none is said. Empty: no DNS server."""
+    """ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT; port 53 where none is said; at most 64. Empty: no
+    DNS server."""
     domains: tuple[str, ...] = ("cluster.local",)
     """Cluster domains, all with the same names; those in PTR records end in the first."""
     ttl: int = 5
@@ -130,6 +133,9 @@ _LEAST_AND_MOST: tuple[tuple[str, str, float, float], ...] = (
 def problems(settings: DnsSettings) -> list[Problem]:
     """Return all that is wrong, in the order of the fields; empty where nothing is."""
     found: list[Problem] = []
+    for field, texts in (("listen", settings.listen), ("http", settings.http)):
+        if len(texts) > MOST_LISTENS:
+            found.append(Problem(field, f"{len(texts)} addresses; at most {MOST_LISTENS}"))
     for at, text in enumerate(settings.listen):
         found += _tried(f"listen[{at}]", parse_listen, text)
     for at, text in enumerate(settings.http):
@@ -185,6 +191,9 @@ def _place(text: str, default_port: int) -> Listen:
         raise ValueError(f"{text!r} has no number behind the colon")
     if int(digits) > 65535:
         raise ValueError(f"{text!r}: {digits} is no port")
+    if address.version == 6 and (address.is_link_local or "%" in host):
+        why = "an IPv6 address of one interface's link; name one that is the node's"
+        raise ValueError(f"{text!r} is {why}")
     if address.is_multicast:
         raise ValueError(f"{text!r} is a multicast address")
     return Listen(address, int(digits))

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ from vipd.proxy.errors import Busy, UnknownResult
 PROGRAM = "vipd.dns.server"
 PATIENCE_SECONDS = 20.0
 """How long one answer may take: a portion is a matter of milliseconds."""
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred: pid, uid, gid (unix(7))."""
 
 
 class Process:
@@ -47,20 +50,23 @@ class Process:
     @classmethod
     async def start(cls, number: int, folder: Path | None) -> "Process":
         """Start a process and return it once it answers. Raise Busy or UnknownResult."""
-        if folder is None:
-            ours, theirs = socket.socketpair()
-            path = None
-        else:
-            path = folder / f"{number}-{secrets.token_hex(4)}.sock"
-            ours, theirs = None, _listening(path)
+        path = None if folder is None else folder / f"{number}-{secrets.token_hex(4)}.sock"
+        ours: socket.socket | None = None
         try:
+            if path is None:
+                ours, theirs = socket.socketpair()
+            else:
+                theirs = _listening(path)
             with theirs:
                 pid = await asyncio.to_thread(_spawn, number, theirs.fileno())
         except OSError as error:
+            if ours is not None:
+                ours.close()
             _discard(path)
-            raise Busy(f"no DNS worker can be started: {error.strerror}") from error
+            raise Busy(f"no DNS worker can be started: {error}") from error
         try:
-            return await (cls._met(ours, None) if ours is not None else cls.find(path))
+            connection = ours if ours is not None else await _connected(path)
+            return await cls._met(connection, path, pid)
         except (Busy, UnknownResult):
             os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(os.waitpid, pid, 0)
@@ -73,28 +79,31 @@ class Process:
 
         The file that one has left which is gone is removed.
         """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        connection = await _connected(path)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await asyncio.get_running_loop().sock_connect(connection, str(path))
-        except (OSError, TimeoutError) as error:
+            pid, _, _ = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+        except OSError as error:
             connection.close()
-            if isinstance(error, ConnectionRefusedError):
-                _discard(path)
-            raise Busy(f"no DNS worker answers at {path}: {error!r}") from error
-        return await cls._met(connection, path)
+            raise Busy(f"no DNS worker answers at {path}: {error}") from error
+        return await cls._met(connection, path, pid)
 
     @classmethod
-    async def _met(cls, connection: socket.socket, path: Path | None) -> "Process":
+    async def _met(cls, connection: socket.socket, path: Path | None, pid: int) -> "Process":
+        """Return the process behind a connection; `pid` is its id, whatever it says.
+
+        It will be killed by that id, and it runs without privileges: it must not choose another.
+        """
         channel = Channel(connection)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await channel.send(messages.encode(Greet()))
                 met = messages.answer_of((await channel.receive())[0])
-            if isinstance(met, Met):
+            if isinstance(met, Met) and met.pid == pid:
                 return cls(channel, met, path)
-            why: object = f"it said {type(met).__name__}"
-        except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
+            why: object = f"pid {pid} said {met}"
+        except (OSError, EOFError, ValueError, TimeoutError, msgspec.DecodeError) as error:
             why = repr(error)
         channel.close()
         raise Busy(f"a DNS worker does not answer: {why}")
@@ -170,8 +179,8 @@ class Process:
         except TimeoutError as error:
             self.kill()
             raise UnknownResult(f"DNS worker {self.number} (pid {self.pid}) is deaf") from error
-        except (OSError, EOFError) as error:
-            raise Busy(f"DNS worker {self.number} (pid {self.pid}) has ended") from error
+        except (OSError, EOFError, ValueError) as error:
+            raise Busy(f"DNS worker {self.number} (pid {self.pid}): {error}") from error
         except msgspec.DecodeError as error:
             raise UnknownResult(f"DNS worker {self.number}: {error}") from error
 
@@ -186,6 +195,25 @@ class Process:
         if self._watched >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._watched, signal.SIGKILL)
+
+
+async def _connected(path: Path | None) -> socket.socket:
+    """Return a connection to a control socket. Raise Busy.
+
+    The file of one that has gone is removed.
+    """
+    connection: socket.socket | None = None
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.get_running_loop().sock_connect(connection, str(path))
+    except (OSError, TimeoutError) as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, ConnectionRefusedError):
+            _discard(path)
+        raise Busy(f"no DNS worker answers at {path}: {error!r}") from error
+    return connection
 
 
 def _discard(path: Path | None) -> None:

@@ -5,6 +5,7 @@ Lives here: what the daemon and `vipd dns serve` see of DNS. Must not: know how 
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from vipd.dns.feed import Kept
 from vipd.dns.server.messages import Tell, Told, WireListen
 from vipd.dns.server.takeover import find, quit_all
 from vipd.dns.server.workers import Workers
-from vipd.dns.settings import DnsSettings, Listen
+from vipd.dns.settings import DnsSettings, Listen, zone_settings
 from vipd.proxy.errors import Busy, UnknownResult
 from vipd.proxy.events import Event
 from vipd.proxy.names import Network, parse_address
@@ -126,7 +127,10 @@ class DnsService:
         if self.listens and settings.listen and settings.workers != self._workers.settings.workers:
             needed.append("workers")
         before = self.listens
-        await self._workers.change(self._whole(settings))
+        whole = self._whole(settings)
+        if zone_settings(whole) != zone_settings(self.settings):
+            self._kept.stamp(self._kept.everything(), time.time())
+        await self._workers.change(whole)
         if self.listens != before:
             self._started()
             self.moved.set()
@@ -142,7 +146,9 @@ class DnsService:
         self, events: Sequence[Event], before: Snapshot, after: Snapshot, touched: Touched
     ) -> None:
         """Take events that were folded, and let the workers be told what follows from them."""
-        self._workers.note(self._kept.take(events, before, after, touched))
+        changed = self._kept.take(events, before, after, touched)
+        self._kept.stamp(changed, time.time())
+        self._workers.note(changed)
 
     async def in_step(self) -> None:
         """Return when every worker was told everything that is known."""

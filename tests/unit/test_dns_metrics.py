@@ -109,6 +109,7 @@ async def test_what_is_exported() -> None:
     assert total(text, NAME, 'proto="tcp"') == 1
     assert total(text, NAME, 'type="A"') == 5
     assert total(text, NAME, 'type="other"') == 1
+    assert total(text, "coredns_build_info", 'version="vipd-') == 1
     label = 'server="dns://:'
     assert total(text, NAME, label) == 7
     assert total(text, "coredns_dns_responses_total", 'rcode="NXDOMAIN"') == 1

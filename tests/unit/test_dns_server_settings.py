@@ -72,6 +72,9 @@ def test_name_servers_are_where_others_reach_them() -> None:
     [
         ("{ttl: 4000}", "dns.ttl: 4000 is not from 0 to 3600"),
         ("{listen: [here]}", r"dns.listen\[0\]: 'here' is no ADDRESS:PORT"),
+        (f"{{listen: [{', '.join(['10.0.0.1'] * 65)}]}}", "dns.listen: 65 addresses; at most 64"),
+        (f"{{http: [{', '.join(['10.0.0.1'] * 65)}]}}", "dns.http: 65 addresses; at most 64"),
+        ("{listen: ['fe80::1%eth0']}", r"dns.listen\[0\]: 'fe80::1%eth0' is .* one interface's"),
         ("{domains: []}", "dns.domains: must not be empty"),
         ("{domains: ['.']}", r"dns.domains\[0\]: '.' is the root"),
         ("{allow: [10.0.0.0/33]}", r"dns.allow\[0\]: '10.0.0.0/33'"),
