@@ -49,6 +49,7 @@ def test_a_route_of_the_dns_server_stands_beside_that_of_a_mode() -> None:
 REMEMBERING = """
 import ipaddress, socket, subprocess
 from vipd.backends.local_routes import LocalRoutes, Wanted
+from vipd.proxy.sources import addresses
 
 for command in (
     "link set lo up", "link add here type veth peer there", "link set here up",
@@ -59,14 +60,16 @@ for command in (
 client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 client.connect(("fd00:9::1", 53))
 client.send(b"out of the node")
+watching = addresses._subscribe()
 assert LocalRoutes(119).change([Wanted("add", ipaddress.ip_address("fd00:9::1"))]) == {}
 server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 server.bind(("::", 53))
 server.settimeout(10)
 client.send(b"to the node")
 assert server.recv(100) == b"to the node"
-addresses = subprocess.run(["ip", "-6", "addr", "show", "dev", "lo"], capture_output=True).stdout
-assert b"100::" not in addresses
+there = subprocess.run(["ip", "-6", "addr", "show", "dev", "lo"], capture_output=True).stdout
+assert b"100::" not in there
+assert addresses._is_of_loopback(watching.recv(1 << 16)), "nobody reads all addresses for it"
 """
 
 
