@@ -264,6 +264,7 @@ class UdpForwarder:
                 self._binder(served, session, endpoint),
             )
         except OSError as error:
+            served.withdrawn(endpoint)
             self._short(error, 1, now)
             return False
         self._tasks.add(link.task)
@@ -377,7 +378,7 @@ class UdpForwarder:
         for session in listening.sessions.values():
             if session.endpoint is not None:
                 listening.served.ended(session.endpoint)
-                serve().began(session.host, session.endpoint, now)
+                serve().takes_over(session.host, session.endpoint, now)
         listening.serve = serve
 
     def _replace(self, listening: Listening, bound: socket.socket) -> None:
