@@ -10,7 +10,7 @@ import dns.message
 import pytest
 from tests.unit.dns_server import WEB, Datagrams, Served, Stream, question, served
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 from vipd.dns.message import parse
 from vipd.dns.server import query_log
 from vipd.dns.server.query_log import QueryLog, line_of, logging_of

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from vipd.backends.userspace.forwarder import accepting, connecting, log, pump
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import accepting, connecting, pump
 from vipd.backends.userspace.forwarder.proxy_protocol import header
 from vipd.backends.userspace.forwarder.streams import PIPE, Forwarded, Frontend, Stream
 from vipd.backends.userspace.forwarder.tcp import TcpForwarder

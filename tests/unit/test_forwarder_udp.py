@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from vipd.backends.userspace.forwarder import log, udp
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import udp
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.udp import UdpForwarder
 from vipd.backends.userspace.forwarder.udp_sessions import UdpLimits

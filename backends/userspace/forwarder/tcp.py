@@ -12,7 +12,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
 
-from vipd.backends.userspace.forwarder import interface, log
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import interface
 from vipd.backends.userspace.forwarder.accepting import Accepting
 from vipd.backends.userspace.forwarder.connecting import Connecting, Outcome
 from vipd.backends.userspace.forwarder.connection import CLOSE, RESET

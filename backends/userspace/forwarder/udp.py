@@ -14,7 +14,8 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable
 
-from vipd.backends.userspace.forwarder import log, udp_listening
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import udp_listening
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.backends.userspace.forwarder.udp_link import NOT_ITS_FAULT, Datagram, UdpLink
