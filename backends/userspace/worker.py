@@ -31,6 +31,7 @@ from vipd.backends.userspace.messages import (
     Told,
 )
 from vipd.backends.userspace.objects import Place
+from vipd.proxy import logs
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 
 PROGRAM = "vipd.backends.userspace.forwarder"
@@ -73,7 +74,7 @@ class Worker:
                         *command,
                         str(number),
                         str(control.fileno()),
-                        _log_form(),
+                        logs.form(),
                         *(["transparent"] if transparent else []),
                     ],
                     pass_fds=[control.fileno()],
@@ -241,12 +242,6 @@ def _is_here(pid: int) -> bool:
     except FileNotFoundError:
         return True
     return theirs.st_ino == os.stat("/proc/self/ns/net").st_ino
-
-
-def _log_form() -> str:
-    """Return the form of this process's log, which is that of its workers: text or json."""
-    *_, last = structlog.get_config()["processors"]
-    return "json" if isinstance(last, structlog.processors.JSONRenderer) else "text"
 
 
 def _control(path: Path) -> socket.socket:

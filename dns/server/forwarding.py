@@ -6,7 +6,7 @@ Lives here: its life, and what it is told of this server. Must not: know how ups
 
 from collections.abc import Collection
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 from vipd.dns.forward.forwarder import Forwarder
 from vipd.dns.server.messages import Sample, WireListen
 from vipd.dns.server.serving import Serving

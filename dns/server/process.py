@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from vipd.backends.userspace.channel import Channel
 from vipd.dns.server import messages
 from vipd.dns.server.messages import Answer, Greet, Met, Quit, Request
+from vipd.proxy import logs
 from vipd.proxy.errors import Busy, UnknownResult
 
 PROGRAM = "vipd.dns.server"
@@ -223,7 +223,7 @@ def _discard(path: Path | None) -> None:
 
 def _spawn(number: int, control: int) -> int:
     """Start a process and return its id."""
-    command = [sys.executable, "-P", "-m", PROGRAM, str(number), str(control), _log_form()]
+    command = [sys.executable, "-P", "-m", PROGRAM, str(number), str(control), logs.form()]
     process = subprocess.Popen(
         command, pass_fds=[control], stdin=subprocess.DEVNULL, start_new_session=True
     )
@@ -246,9 +246,3 @@ def _listening(path: Path) -> socket.socket:
     finally:
         os.umask(before)
     return made
-
-
-def _log_form() -> str:
-    processors = structlog.get_config()["processors"]
-    is_json = any(isinstance(one, structlog.processors.JSONRenderer) for one in processors)
-    return "json" if is_json else "text"

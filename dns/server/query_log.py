@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 from vipd.dns.message import Edns, Malformed, Query, parse
 from vipd.dns.names import text_of
 from vipd.dns.server.counters import RCODES, TYPES

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vipd.backends import log as own_log
 from vipd.backends.userspace.channel import Channel
-from vipd.backends.userspace.forwarder import log as own_log
 from vipd.dns.server import messages
 from vipd.dns.server.answering import Answering
 from vipd.dns.server.messages import (

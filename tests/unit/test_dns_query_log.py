@@ -10,7 +10,7 @@ import dns.message
 import pytest
 from tests.unit.dns_server import WEB, Datagrams, Served, Stream, question, served, zone
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 from vipd.dns.answer import Answers
 from vipd.dns.message import parse
 from vipd.dns.server import query_log

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vipd.backends import log
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.channel import Channel
-from vipd.backends.userspace.forwarder import log
 from vipd.backends.userspace.forwarder import worker as process
 from vipd.backends.userspace.forwarder.descriptors import (
     RESERVE,

@@ -360,6 +360,24 @@ def test_who_has_a_place_is_named_once_for_all() -> None:
         assert holders([place, other]) == {place: f"{name} (pid {os.getpid()})"}
 
 
+@pytest.mark.parametrize("address", ["::", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_a_socket_of_both_families_has_places_of_ipv4(protocol: Protocol, address: str) -> None:
+    place = local(protocol)
+    kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET6, kind) as theirs:
+        theirs.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        theirs.bind((address, place.port))
+        if protocol is Protocol.TCP:
+            theirs.listen()
+        elsewhere = place._replace(address=parse_address("127.0.0.2"))
+        name = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+        with pytest.raises(OSError, match="in use"):
+            listener(place)
+        expected = {place, elsewhere} if address == "::" else {place}
+        assert holders([place, elsewhere]) == dict.fromkeys(expected, name)
+
+
 async def test_one_that_hangs_is_replaced_though_nobody_asks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

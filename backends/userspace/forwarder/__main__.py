@@ -18,8 +18,8 @@ import gc
 import signal
 import socket
 
+from vipd.backends import log
 from vipd.backends.privileges import CAP_NET_RAW, allow_descriptors, give_up_privileges
-from vipd.backends.userspace.forwarder import log
 from vipd.backends.userspace.forwarder.descriptors import WANTED
 from vipd.backends.userspace.forwarder.worker import run
 from vipd.proxy.lean import give_back

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
 
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

@@ -112,6 +112,7 @@ class Connecting:
             if endpoint is None:
                 self._outcome.refuse(connection)
                 return
+            connection.endpoint = endpoint
             family, name = self._name(endpoint)
             try:
                 sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
@@ -122,7 +123,6 @@ class Connecting:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.endpoint = endpoint
             shown = self._transparent
             if shown is not None and shown.is_due(served, connection.client, endpoint):
                 client = connection.client, connection.port
@@ -204,13 +204,16 @@ class Connecting:
         else:
             self._counters.connect_failed += 1
             if endpoint is not None:
+                connection.endpoint = None
                 connection.served.failed(endpoint, now)
+        connection.withdraw()
         if endpoint is not None:
             connection.tried = (*connection.tried, endpoint)
         return connection.failed()
 
     def _park(self, connection: Forwarded, now: float, reason: str) -> None:
         """Let a connection wait until a descriptor is free, or refuse it if it did for too long."""
+        connection.withdraw()
         if connection.parked_at is None:
             connection.parked_at = now
         if now - connection.parked_at > self._limits.connect_seconds:

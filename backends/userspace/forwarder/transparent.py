@@ -15,9 +15,8 @@ import struct
 from typing import Final
 from typing import Protocol as Interface
 
-from vipd.backends import netlink
+from vipd.backends import log, netlink
 from vipd.backends.netlink import ACK, HEADER, REQUEST, attribute, attributes
-from vipd.backends.userspace.forwarder import log
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import parse_address
 from vipd.proxy.virtualserver import Endpoint

@@ -14,7 +14,8 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable
 
-from vipd.backends.userspace.forwarder import log, udp_listening
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import udp_listening
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.backends.userspace.forwarder.udp_link import NOT_ITS_FAULT, Datagram, UdpLink
@@ -264,6 +265,7 @@ class UdpForwarder:
                 self._binder(served, session, endpoint),
             )
         except OSError as error:
+            served.withdrawn(endpoint)
             self._short(error, 1, now)
             return False
         self._tasks.add(link.task)
@@ -377,7 +379,7 @@ class UdpForwarder:
         for session in listening.sessions.values():
             if session.endpoint is not None:
                 listening.served.ended(session.endpoint)
-                serve().began(session.host, session.endpoint, now)
+                serve().takes_over(session.host, session.endpoint, now)
         listening.serve = serve
 
     def _replace(self, listening: Listening, bound: socket.socket) -> None:

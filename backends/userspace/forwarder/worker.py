@@ -17,9 +17,10 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from vipd.backends import log
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.channel import Channel
-from vipd.backends.userspace.forwarder import interface, log, reports
+from vipd.backends.userspace.forwarder import interface, reports
 from vipd.backends.userspace.forwarder.descriptors import may_listen, shares
 from vipd.backends.userspace.forwarder.on_demand import OnDemand
 from vipd.backends.userspace.forwarder.served import Served

@@ -1,6 +1,7 @@
 """The log of a worker: an event and its facts, one line each on standard error, as the daemon's.
 
-Lives here: how a line is written. Must not: be used by the daemon (proxy/logs.py).
+Lives here: how a line is written. Must not: be used by the daemon, whose log is structlog's
+(proxy/logs.py).
 
 Not structlog: that imports rich where it is installed, which takes 7 MB of every worker. And a
 worker outlives whoever reads its standard error: a line that nobody takes is dropped, where it
