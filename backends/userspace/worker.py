@@ -86,7 +86,7 @@ class Worker:
             raise Busy(f"no worker can be started: {error.strerror}") from error
         try:
             made = await cls.find(path, PATIENCE_SECONDS)
-        except DataplaneError:
+        except BaseException:  # nobody knows of it: it must not be there either
             process.kill()
             await asyncio.to_thread(process.wait)
             path.unlink(missing_ok=True)
@@ -111,6 +111,10 @@ class Worker:
             why = "unexpected answer"
         except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
             why = repr(error)
+        except BaseException:
+            if channel is not None:
+                channel.close()
+            raise
         if channel is not None:
             channel.close()
         raise Busy(f"the worker at {path} does not answer: {why}")
@@ -180,14 +184,15 @@ class Worker:
                 await self._channel.send(messages.encode(request))
 
     async def report(self, places: Collection[Place], client: str = "") -> list[Reported]:
-        """Return what it has counted at places, and there of one client; nothing where it is gone.
+        """Return what it has counted at places, and there of one client.
 
-        Portion by portion, so that it goes on forwarding in between. There is one at least.
+        Nothing where it is gone or deaf. Portion by portion, so that it goes on forwarding in
+        between. There is one at least.
         """
         wires = [messages.wire_place(one) for one in places]
         portions = [wires[at : at + PLACES_AT_ONCE] for at in range(0, len(wires), PLACES_AT_ONCE)]
         found: list[Reported] = []
-        with contextlib.suppress(Busy):
+        with contextlib.suppress(DataplaneError):
             for portion in portions or [[]]:
                 answer, _ = await self.ask(Report(portion, client))
                 if isinstance(answer, Reported):
