@@ -30,7 +30,7 @@ from vipd.backends.userspace.messages import (
     Tell,
     Told,
 )
-from vipd.backends.userspace.objects import Place
+from vipd.backends.userspace.objects import Forwarding, Place
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 
 PROGRAM = "vipd.backends.userspace.forwarder"
@@ -40,6 +40,8 @@ FIND_SECONDS = 5.0
 """How long one that was there before the daemon may take for its first answer."""
 PLACES_AT_ONCE = 250
 """In one report: meanwhile, about 10 ms with five endpoints each, the worker forwards nothing."""
+_NOT_UNDERSTOOD = (msgspec.DecodeError, LookupError, TypeError, ValueError)
+"""What the answer of another version may raise."""
 
 log = structlog.get_logger()
 
@@ -52,9 +54,13 @@ class Worker:
         self.number, self.pid, self.version = told.number, told.pid, told.version
         self.retired = told.retired
         self.transparent = told.transparent
-        self.told = told
-        """What it said when it was found."""
-        self.places: set[Place] = {messages.place_of(one.place) for one in told.places}
+        self.served: dict[Place, Forwarding] = {
+            messages.place_of(one.place): messages.forwarding_of(one.forwarding)
+            for one in told.places
+        }
+        """What it served when it was found, and its `surroundings` then."""
+        self.surroundings = messages.surroundings_of(told.surroundings)
+        self.places = set(self.served)
         self._channel = channel
         self._turn = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -109,7 +115,7 @@ class Worker:
             if isinstance(told, Told):
                 return cls(path, channel, told)
             why = "unexpected answer"
-        except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, TimeoutError, *_NOT_UNDERSTOOD) as error:
             why = repr(error)
         except BaseException:
             if channel is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from vipd.backends.usage import Usage
-from vipd.backends.userspace import asking, messages
+from vipd.backends.userspace import asking
 from vipd.backends.userspace.assignment import changes, lacking, stops
 from vipd.backends.userspace.messages import Instruction, Pause, Quit, Retire, Told
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
@@ -74,9 +74,8 @@ class Workers:
     async def _find(self) -> None:
         surplus = await self._processes.find()
         for worker in self._processes.active.values():
-            self._telling.surroundings = messages.surroundings_of(worker.told.surroundings)
-            for one in worker.told.places:
-                self._wanted[messages.place_of(one.place)] = messages.forwarding_of(one.forwarding)
+            self._telling.surroundings = worker.surroundings
+            self._wanted |= worker.served
         for worker in surplus:
             await worker.tell(Retire())
 

@@ -457,6 +457,26 @@ async def test_a_look_for_workers_that_failed_is_repeated(
     await other.quit()
 
 
+async def test_one_that_nobody_understands_is_ended_and_replaced(
+    two: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await pids(two)
+    assert await two.serve({local(Protocol.TCP): SERVED}, ()) == {}
+    await two._processes.end_restarts()
+
+    def strange(_: object) -> Forwarding:
+        raise ValueError("of another version")
+
+    other = Workers(2, tmp_path / "workers")
+    with monkeypatch.context() as patch:
+        patch.setattr(messages, "forwarding_of", strange)
+        await other.find()
+    await other.complete()
+    assert len(await pids(other) - before) == 2
+    assert alive(tmp_path / "workers") == await pids(other)
+    await other.quit()
+
+
 async def test_one_that_ends_while_it_is_replaced_has_one_successor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
