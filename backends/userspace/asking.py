@@ -11,7 +11,7 @@ from vipd.backends.userspace import messages
 from vipd.backends.userspace.messages import Count, Counted, Reported, Tell, Told
 from vipd.backends.userspace.objects import Place
 from vipd.backends.userspace.worker import Worker
-from vipd.proxy.errors import Busy, DataplaneError
+from vipd.proxy.errors import DataplaneError
 
 
 async def opened(workers: Iterable[Worker]) -> Counter[Place]:
@@ -28,15 +28,18 @@ async def opened(workers: Iterable[Worker]) -> Counter[Place]:
 
 
 async def reports(workers: Iterable[Worker]) -> list[Told]:
-    """Return what each worker says of itself. Raise Busy where one that serves ends meanwhile."""
+    """Return what each worker says of itself. Raise DataplaneError where one that serves does not.
+
+    One that is deaf is killed, and one that is retired serves nobody new: it is left out.
+    """
     found = []
     for worker in workers:
         try:
             answer, _ = await worker.ask(Tell())
-        except Busy:
+        except DataplaneError:
             if not worker.retired:
                 raise
-            continue  # it has ended, as it should
+            continue
         if isinstance(answer, Told):
             found.append(answer)
     return found

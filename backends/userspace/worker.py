@@ -30,7 +30,7 @@ from vipd.backends.userspace.messages import (
     Tell,
     Told,
 )
-from vipd.backends.userspace.objects import Place
+from vipd.backends.userspace.objects import Forwarding, Place
 from vipd.proxy import logs
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 
@@ -41,6 +41,8 @@ FIND_SECONDS = 5.0
 """How long one that was there before the daemon may take for its first answer."""
 PLACES_AT_ONCE = 250
 """In one report: meanwhile, about 10 ms with five endpoints each, the worker forwards nothing."""
+_NOT_UNDERSTOOD = (msgspec.DecodeError, LookupError, TypeError, ValueError)
+"""What the answer of another version may raise."""
 
 log = structlog.get_logger()
 
@@ -53,9 +55,13 @@ class Worker:
         self.number, self.pid, self.version = told.number, told.pid, told.version
         self.retired = told.retired
         self.transparent = told.transparent
-        self.told = told
-        """What it said when it was found."""
-        self.places: set[Place] = {messages.place_of(one.place) for one in told.places}
+        self.served: dict[Place, Forwarding] = {
+            messages.place_of(one.place): messages.forwarding_of(one.forwarding)
+            for one in told.places
+        }
+        """What it served when it was found, and its `surroundings` then."""
+        self.surroundings = messages.surroundings_of(told.surroundings)
+        self.places = set(self.served)
         self._channel = channel
         self._turn = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,7 +93,7 @@ class Worker:
             raise Busy(f"no worker can be started: {error.strerror}") from error
         try:
             made = await cls.find(path, PATIENCE_SECONDS)
-        except DataplaneError:
+        except BaseException:  # nobody knows of it: it must not be there either
             process.kill()
             await asyncio.to_thread(process.wait)
             path.unlink(missing_ok=True)
@@ -110,8 +116,12 @@ class Worker:
             if isinstance(told, Told):
                 return cls(path, channel, told)
             why = "unexpected answer"
-        except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, TimeoutError, *_NOT_UNDERSTOOD) as error:
             why = repr(error)
+        except BaseException:
+            if channel is not None:
+                channel.close()
+            raise
         if channel is not None:
             channel.close()
         raise Busy(f"the worker at {path} does not answer: {why}")
@@ -181,14 +191,15 @@ class Worker:
                 await self._channel.send(messages.encode(request))
 
     async def report(self, places: Collection[Place], client: str = "") -> list[Reported]:
-        """Return what it has counted at places, and there of one client; nothing where it is gone.
+        """Return what it has counted at places, and there of one client.
 
-        Portion by portion, so that it goes on forwarding in between. There is one at least.
+        Nothing where it is gone or deaf. Portion by portion, so that it goes on forwarding in
+        between. There is one at least.
         """
         wires = [messages.wire_place(one) for one in places]
         portions = [wires[at : at + PLACES_AT_ONCE] for at in range(0, len(wires), PLACES_AT_ONCE)]
         found: list[Reported] = []
-        with contextlib.suppress(Busy):
+        with contextlib.suppress(DataplaneError):
             for portion in portions or [[]]:
                 answer, _ = await self.ask(Report(portion, client))
                 if isinstance(answer, Reported):
