@@ -124,9 +124,20 @@ def status(socket: str | None, as_json: bool) -> None:
     else:
         for line in _status_lines(told):
             click.echo(line)
-    stale = any(one.stale_seconds is not None for one in told.workers)
-    if told.listens and (stale or not all(one.synced for one in told.workers)):
+    if _is_degraded(told):
         sys.exit(DEGRADED)
+
+
+def _is_degraded(told: "DnsStatus") -> bool:
+    """Return whether some question is not answered, or not from what should be known."""
+    stale = any(one.stale_seconds is not None for one in told.workers)
+    unsynced = not all(one.synced for one in told.workers)
+    return bool(told.listens and (stale or unsynced or told.elsewhere or _silent(told)))
+
+
+def _silent(told: "DnsStatus") -> list[int]:
+    """Return the numbers of the workers that do not say how they are."""
+    return sorted({*range(told.wanted)} - {one.number for one in told.workers})
 
 
 def _status(socket: str) -> "DnsStatus":
@@ -151,11 +162,15 @@ def _status(socket: str) -> "DnsStatus":
 
 
 def _status_lines(told: "DnsStatus") -> Iterator[str]:
-    yield f"answers on   {', '.join(told.listens) or 'nothing: see --dns-listen'}"
+    from vipd.proxy.status import places
+
+    yield f"answers on   {places(told.listens, told.elsewhere) or 'nothing: see --dns-listen'}"
     if told.listens:
         yield f"metrics      {', '.join(told.http) or 'nowhere: see dns.http'}"
     for one in told.workers:
         yield from _worker_lines(one)
+    for number in _silent(told):
+        yield f"worker {number}     does not answer"
     for line in _upstream_lines(told.workers):
         yield f"upstream     {line}"
     if told.restarts:
