@@ -106,7 +106,7 @@ class DnsWay:
         gone = {Listen(*one) for one in before - after}
         async with self._turn:
             if gone:
-                await self._hand_over(before & after, gone)
+                await self._hand_over(gone)
             try:
                 needed = await answer()
             except VipdError:
@@ -127,9 +127,7 @@ class DnsWay:
             self._due.set()
         return needed
 
-    async def _hand_over(
-        self, stay: Collection[tuple[object, int]], gone: Collection[Listen]
-    ) -> None:
+    async def _hand_over(self, gone: Collection[Listen]) -> None:
         """Let the dataplane have what comes to addresses that go."""
         places = frozenset((one.address, one.port) for one in gone)
         self._taken_over.clear()

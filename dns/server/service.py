@@ -83,7 +83,18 @@ class DnsService:
         reverse = settings.reverse
         if reverse is None:
             reverse = (*self._pods, *self._networks)
-        return structs.replace(settings, reverse=reverse, allow=(*settings.allow, *self._pods))
+        forward = settings.forward
+        files = {
+            field: str(Path(path).absolute())  # workers run in /
+            for field in ("resolv_conf", "hosts_file")
+            if (path := getattr(forward, field))
+        }
+        return structs.replace(
+            settings,
+            reverse=reverse,
+            allow=(*settings.allow, *self._pods),
+            forward=structs.replace(forward, **files),
+        )
 
     @property
     def settings(self) -> DnsSettings:
