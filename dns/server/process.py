@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from vipd.backends.userspace.channel import Channel
+from vipd.backends.worker_environment import worker_environment
 from vipd.dns.server import messages
 from vipd.dns.server.messages import Answer, Greet, Met, Quit, Request
 from vipd.proxy.errors import Busy, UnknownResult
@@ -197,7 +198,12 @@ def _spawn(number: int, control: int) -> int:
     """Start a process and return its id."""
     command = [sys.executable, "-P", "-m", PROGRAM, str(number), str(control), _log_form()]
     process = subprocess.Popen(
-        command, pass_fds=[control], stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        pass_fds=[control],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",  # it must not hold a file system that somebody wants to unmount
+        env=worker_environment(os.environ),
     )
     # It is watched and reaped by whoever is there when it ends, which need not be this object.
     process.returncode = 0
