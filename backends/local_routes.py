@@ -47,6 +47,8 @@ address comes and goes beside them."""
 _DNS_METRIC = 2048
 _LOOPBACK = 1
 """Index of lo in every network namespace."""
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT)
+"""Of a look-up: no route; an unreachable, prohibiting or blackhole one; IPv6 is switched off."""
 _GONE = (errno.ENOENT, errno.ESRCH)
 _NO_IPV6 = (errno.EACCES, errno.EOPNOTSUPP)
 """What a route of IPv6 is answered where disable_ipv6 is set for lo (for all is for lo as well, for
@@ -145,6 +147,27 @@ def ipv6() -> Capability:
 
 
 _SWITCH = "net/ipv6/conf/lo/disable_ipv6"
+
+
+def is_own(address: Address) -> bool:
+    """Return whether what is sent to an address is for this node, however that comes.
+
+    Raise DataplaneError where the kernel cannot be asked.
+    """
+    six = address.version == 6
+    body = struct.pack(
+        "=BBBBBBBBI", ADDRESS_FAMILY[family_of(address)], 128 if six else 32, 0, 0, 0, 0, 0, 0, 0
+    )
+    body += attribute(1, address.packed)
+    asking = HEADER.pack(HEADER.size + len(body), _GET_ROUTE, REQUEST | ACK, 0, 0) + body
+    with netlink.routes() as socket:
+        try:
+            answers = socket.ask(asking)
+        except DataplaneError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROUTE:
+                return False
+            raise
+    return any(one[HEADER.size + 7] == _TYPE_LOCAL for one in answers)
 
 
 def told(one: Wanted, protocol: int) -> str:

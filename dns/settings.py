@@ -4,17 +4,20 @@ Lives here: the settings, what makes them wrong, and what the zone and its answe
 Pure. Must not: read files or flags (proxy/config.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from vipd.dns.decision import AnswerSettings
+from vipd.dns.forward.hosts import parse_hosts
 from vipd.dns.forward.settings import ForwardSettings, Problem
 from vipd.dns.forward.settings import problems as problems_of_forwarding
-from vipd.dns.names import wire
+from vipd.dns.forward.static import parse_record
+from vipd.dns.names import starts, text_of, wire
+from vipd.dns.reverse import ReverseNames
 from vipd.dns.zone import ZoneSettings
-from vipd.proxy.names import Address, parse_address, parse_network
+from vipd.proxy.names import Address, Network, parse_address, parse_network
 
 DNS_PORT, HTTP_PORT = 53, 9153
 MOST_WORKERS = 64
@@ -155,10 +158,47 @@ def problems(settings: DnsSettings) -> list[Problem]:
     for field, text in (("identity", settings.identity), ("version", settings.version)):
         if len(text.encode()) > 255:
             found.append(Problem(field, "is longer than 255 bytes"))
-    return found + [
+    of_forwarding = [
         Problem(f"forward.{one.field}", one.reason)
         for one in problems_of_forwarding(settings.forward)
     ]
+    if not found and not of_forwarding:
+        of_forwarding = list(_never_used(settings))
+    return found + of_forwarding
+
+
+def _never_used(settings: DnsSettings) -> Iterator[Problem]:
+    """Yield what is said of names that the cluster's zone answers for: nobody would be told it.
+
+    Of `reverse` only what is written there is known here.
+    """
+    forward = settings.forward
+    networks = [parse_network(one) for one in settings.reverse or ()]
+    names = [(f"stubDomains[{one}]", one, wire(one)) for one in forward.stub_domains]
+    for at, line in enumerate(forward.hosts):
+        hosts = parse_hosts(line).hosts
+        names += [(f"hosts[{at}]", text_of(one.name), one.name) for one in hosts]
+    for at, text in enumerate(forward.records):
+        name = parse_record(text, forward.hosts_ttl).name
+        names.append((f"records[{at}]", text_of(name), name))
+    for field, text, name in names:
+        owner = _zone_of(name, settings.domains, networks)
+        if owner:
+            why = f"{text!r} is in {owner}, which is answered from the cluster's objects alone"
+            yield Problem(f"forward.{field}", f"{why}: it would never be used")
+
+
+def _zone_of(name: bytes, domains: Sequence[str], networks: Sequence[Network]) -> str:
+    """Return in words where a name lies that the cluster's zone answers for; empty: nowhere."""
+    lower = name.lower()
+    ends = {lower[at:] for at in starts(lower)}
+    for one in domains:
+        if wire(one) in ends:
+            return f"the cluster domain {one}"
+    for network in networks:
+        if ReverseNames([network]).place(lower) is not None:
+            return f"the reverse zone of {network}"
+    return ""
 
 
 def parse_listen(text: str) -> Listen:

@@ -33,6 +33,7 @@ from vipd.proxy.version import VERSION
 
 COUNTERS, WORKERS = "counters", "workers"
 """Arguments of the requests `services` and `status`."""
+NOT_OURS = "the address is not this node's, so no question comes there"
 PATIENCE_SECONDS = 2.0
 """How long the status waits for workers: it has more to say than what they do."""
 
@@ -112,11 +113,16 @@ class Answers:
             passed_over=views.passed_over(self._source.passed_over),
             why_mode=switching.why,
             switch=switching.report,
-            trouble=(*switching.draining.failures.values(), *filter(None, [switching.trouble()])),
+            trouble=(
+                *switching.draining.failures.values(),
+                *filter(None, [switching.trouble()]),
+                *(f"DNS at {one}: {NOT_OURS}" for one in self._dns.elsewhere),
+            ),
             drains=switching.drains(),
             departed=self._departures.pending,
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
             dns_listen=tuple(map(str, self._dns.listens)),
+            dns_elsewhere=tuple(map(str, self._dns.elsewhere)),
             workers=workers,
             dns=dns,
         )
@@ -159,21 +165,26 @@ class Answers:
         if not self._dns.listens:
             return None
         told = await self._dns.told()
-        upstreams: dict[str, bool] = {}
+        up: dict[str, bool] = {}
+        heard: set[str] = set()
         for one in told:
             for name, labels, value in one.samples:
+                at = dict(labels).get("to", "")
                 if name == "vipd_dns_forward_upstream_down":
-                    at = dict(labels)["to"]
-                    upstreams[at] = upstreams.get(at, True) and not value
+                    up[at] = up.get(at, True) and not value
+                elif name == "vipd_dns_forward_upstream_round_trip_seconds":
+                    heard.add(at)
         return DnsView(
             workers=len(told),
-            wanted=self._dns.settings.workers,
+            wanted=self._dns.wanted,
             restarts=self._dns.restarts,
             synced=bool(told) and all(one.synced for one in told),
             services=max((one.services for one in told), default=0),
             questions=sum(sum(one.types.values()) for one in told),
             failed=sum(one.rcodes.get("SERVFAIL", 0) for one in told),
-            upstreams=upstreams,
+            upstreams={
+                at: None if is_up and at not in heard else is_up for at, is_up in up.items()
+            },
         )
 
     async def program(self, _: str = "") -> Raw:

@@ -131,7 +131,7 @@ class Dataplane:
             said, failure = "", None
             try:
                 plan, _ = self.compiler.plan(await self.driver.observe(), self.program)
-                said = str(plan) if plan.due else ""
+                said = str(plan) if plan.due(self.rejected) else ""
             except DataplaneError as error:
                 failure = error
             questions, self._questions = self._questions, []

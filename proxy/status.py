@@ -3,7 +3,7 @@
 Lives here: the record, its JSON shape and what counts as degraded. Must not: measure anything.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from msgspec import Struct, structs
 
@@ -66,8 +66,8 @@ class DnsView(Struct, frozen=True, kw_only=True):
     questions: int
     failed: int
     """Questions that were answered with SERVFAIL."""
-    upstreams: dict[str, bool]
-    """Where names of others are asked for, and whether it answers."""
+    upstreams: dict[str, bool | None]
+    """Where names of others are asked for, and whether it answers; None: not heard yet."""
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -114,6 +114,8 @@ class Status(Struct, frozen=True, kw_only=True):
 
     dns_listen: tuple[str, ...] = ()
     """Where the DNS server answers: ``ADDRESS:PORT``, IPv6 in brackets. Empty: there is none."""
+    dns_elsewhere: tuple[str, ...] = ()
+    """Those of them whose address is not the node's: no question comes there."""
 
     workers: tuple[WorkerView, ...] = ()
     """Processes that forward, those that take nothing new last; told to whoever asks for them."""
@@ -135,13 +137,22 @@ def judged(status: Status) -> Status:
         status.trouble,
     )
     dns = status.dns
-    unnamed = dns is not None and (not dns.synced or dns.workers < dns.wanted)
+    unnamed = dns is not None and (
+        not dns.synced
+        or dns.workers < dns.wanted
+        or (bool(dns.upstreams) and all(one is False for one in dns.upstreams.values()))
+    )
     return structs.replace(status, degraded=not status.synced or unnamed or any(bad))
 
 
-def dns_line(listens: Iterable[str], told: DnsView | None) -> str:
+def places(listens: Iterable[str], elsewhere: Container[str]) -> str:
+    """Return where is answered as people read it; where no question can come is marked."""
+    return ", ".join(f"{one} (not the node's)" if one in elsewhere else one for one in listens)
+
+
+def dns_line(listens: Iterable[str], told: DnsView | None, elsewhere: Container[str] = ()) -> str:
     """Return what people read of the DNS server: where, whether all is known, what was asked."""
-    words = [", ".join(listens)]
+    words = [places(listens, elsewhere)]
     if told is None:
         return words[0]
     if told.workers < told.wanted:
@@ -150,8 +161,9 @@ def dns_line(listens: Iterable[str], told: DnsView | None) -> str:
         words.append(f"{told.services} services" if told.synced else "services not known yet")
     words.append(f"{told.questions} questions, {told.failed} failed")
     if told.upstreams:
-        up = sum(told.upstreams.values())
-        words.append(f"{up} of {len(told.upstreams)} upstreams up")
+        states = list(told.upstreams.values())
+        unheard = f", {states.count(None)} not heard yet" if None in states else ""
+        words.append(f"{states.count(True)} of {len(states)} upstreams up{unheard}")
     if told.restarts:
         words.append(f"{told.restarts} restarts")
     return "; ".join(words)

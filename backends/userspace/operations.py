@@ -83,12 +83,14 @@ class UserspacePlan(Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.prologue or self.units or self.surroundings is not None)
 
-    @property
-    def due(self) -> bool:
-        """Return whether anything is to be done now; what waits for its connections is not."""
+    def due(self, rejected: Collection[Key] = ()) -> bool:
+        """Return whether anything is to be done now; what waits for its connections is not.
+
+        That the `rejected` cannot be done is known.
+        """
         if self.prologue or self.surroundings is not None:
             return True
-        return any(unit.now or unit.conflict for unit in self.units)
+        return any(unit.now or (unit.conflict and unit.key not in rejected) for unit in self.units)
 
     def __str__(self) -> str:
         lines = [f"nft {line}" for line in self.prologue]

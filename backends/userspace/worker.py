@@ -31,6 +31,7 @@ from vipd.backends.userspace.messages import (
     Told,
 )
 from vipd.backends.userspace.objects import Forwarding, Place
+from vipd.backends.worker_environment import worker_environment
 from vipd.proxy import logs
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 
@@ -86,6 +87,8 @@ class Worker:
                     pass_fds=[control.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
+                    cwd="/",  # it must not hold a file system that somebody wants to unmount
+                    env=worker_environment(os.environ),
                 )
             path = path.rename(folder / f"{number}-{process.pid}.sock")
         except OSError as error:

@@ -207,6 +207,13 @@ class Sum:
         """Take what a process says now."""
         self._latest[number] = values
 
+    def silence(self, number: int) -> None:
+        """Keep what a process has counted that does not answer; how it is, nobody knows."""
+        latest = self._latest.get(number, {})
+        self._latest[number] = {
+            key: value for key, value in latest.items() if _how(key[0]) == "counter"
+        }
+
     def lose(self, number: int) -> None:
         """Keep what a process has counted that has ended."""
         for key, value in self._latest.pop(number, {}).items():

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from vipd.backends.userspace.channel import Channel
+from vipd.backends.worker_environment import worker_environment
 from vipd.dns.server import messages
 from vipd.dns.server.messages import Answer, Greet, Met, Quit, Request
 from vipd.proxy import logs
@@ -225,7 +226,12 @@ def _spawn(number: int, control: int) -> int:
     """Start a process and return its id."""
     command = [sys.executable, "-P", "-m", PROGRAM, str(number), str(control), logs.form()]
     process = subprocess.Popen(
-        command, pass_fds=[control], stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        pass_fds=[control],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",  # it must not hold a file system that somebody wants to unmount
+        env=worker_environment(os.environ),
     )
     # It is watched and reaped by whoever is there when it ends, which need not be this object.
     process.returncode = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dns.message
+import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import structs
@@ -18,6 +19,7 @@ from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, stat
 from tests.unit.dns_server import WEB, Datagrams, Stream, addresses, question, rcode
 
 from vipd.dns.feed import Kept, Portion, Untold
+from vipd.dns.forward.settings import ForwardSettings
 from vipd.dns.server import messages, process, service
 from vipd.dns.server.service import leftovers
 from vipd.dns.settings import DnsSettings
@@ -47,6 +49,28 @@ async def test_it_answers_what_it_was_told() -> None:
     client.close()
     await daemon.service.stop()
     assert has_ended(pid)
+
+
+def surroundings(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+async def test_it_has_little_of_the_daemons_surroundings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "abc")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.chdir(tmp_path)
+    forward = ForwardSettings(resolv_conf="", hosts_file="hosts")
+    settings = msgspec.structs.replace(SETTINGS, forwards=True, forward=forward)
+    daemon = await Daemon(settings, None).start(Synced())
+    pid = await daemon.pid()
+    variables = surroundings(pid)
+    assert b"LANG=C.UTF-8" in variables
+    assert not any(one.startswith(b"SECRET_TOKEN") for one in variables)
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert daemon.service.settings.forward.hosts_file == str(tmp_path / "hosts")
+    await daemon.service.stop()
 
 
 async def test_before_the_first_sync_it_does_not_know() -> None:

@@ -38,6 +38,7 @@ def test_one_line() -> None:
     [
         ({"workers": 1}, "; 1 of 2 workers do not answer; 7 services"),
         ({"synced": False}, "; services not known yet"),
+        ({"upstreams": {"192.0.2.1:53": False}}, "; 0 of 1 upstreams up"),
         ({"workers": 0, "synced": False}, "; 2 of 2 workers do not answer; 40 questions"),
     ],
 )
@@ -45,6 +46,17 @@ def test_bad_news(told: dict[str, object], words: str) -> None:
     view = replace(GOOD, **told)
     assert words in dns_line(("127.0.0.1:53",), view)
     assert judged(status(view)).degraded
+
+
+def test_who_was_not_heard_is_not_up() -> None:
+    view = replace(GOOD, upstreams={"192.0.2.1:53": None, "192.0.2.2:53": True})
+    assert dns_line((), view).endswith("; 1 of 2 upstreams up, 1 not heard yet")
+    assert not judged(status(view)).degraded
+
+
+def test_addresses_that_are_not_the_nodes_are_marked() -> None:
+    said = dns_line(("10.96.0.2:53", "127.0.0.1:53"), None, ("10.96.0.2:53",))
+    assert said == "10.96.0.2:53 (not the node's), 127.0.0.1:53"
 
 
 def test_good_news() -> None:

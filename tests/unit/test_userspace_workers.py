@@ -65,6 +65,24 @@ async def pids(there: Workers) -> set[int]:
     return {one.pid for one in await there.reports()}
 
 
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "abc")
+
+
+@pytest.mark.usefixtures("secret")
+async def test_they_have_little_of_the_daemons_surroundings(two: Workers) -> None:
+    for pid in await pids(two):
+        variables = surroundings(pid)
+        assert b"SECRET_TOKEN" not in variables
+        assert b"PATH=" in variables
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+
+
+def surroundings(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 async def test_an_answer_that_nobody_waits_for_is_not_taken_for_the_next(two: Workers) -> None:
     first = next(iter(two._processes.active.values()))
     os.kill(first.pid, signal.SIGSTOP)
