@@ -241,9 +241,13 @@ async def test_the_old_one_stays_until_its_flows_have_ended(rig: Rig) -> None:
 
 
 async def test_what_is_left_at_the_deadline_is_cut_and_counted(rig: Rig) -> None:
-    rig.drivers["nftables"].left = 2
+    rig.drivers["nftables"].left = 3
     await rig.switch("ipvs", drain=0.0)
     await rig.until(lambda: "teardown nftables" in rig.done)
+    rig.drivers["ipvs"].left = 2
+    await rig.switch("iptables", drain=0.0)
+    await rig.until(lambda: rig.switching.draining.flows_cut)
+    # Connection tracking keeps those of the first.
     assert rig.switching.draining.flows_cut == 2
 
 
