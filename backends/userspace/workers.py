@@ -17,10 +17,13 @@ from collections.abc import Collection, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
+from msgspec import structs
 
+from vipd.backends.privileges import allowed_descriptors
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import asking, messages
 from vipd.backends.userspace.assignment import changes, lacking, stops
+from vipd.backends.userspace.forwarder.descriptors import WANTED
 from vipd.backends.userspace.messages import Count, Pause, Quit, Retire, Told
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
 from vipd.backends.userspace.telling import Telling
@@ -109,7 +112,7 @@ class Workers:
 
     async def complete(self) -> None:
         """Start the workers that are missing, and replace those of another version or number, or
-        with other privileges."""
+        with other privileges, or that may open fewer files than new ones."""
         await self.find()
         self._over.clear()
         surplus = [one for one in self._active.values() if one.number >= self.count]
@@ -215,9 +218,10 @@ class Workers:
         await self.find()
         where = places(servers, self._wanted)
         there = [one for one in self._all() if one.version == VERSION]
-        reported = await asking.counted(there, where, client)
+        reported, silent = await asking.counted(there, where, client)
         missing = {one.number: len(self._missing(one)) for one in self._short}
-        return await asyncio.to_thread(usage, where, reported, self._ended.copy(), missing)
+        found = await asyncio.to_thread(usage, where, reported, self._ended.copy(), missing)
+        return structs.replace(found, silent=silent, wanted=self.count)
 
     async def pause(self) -> None:
         """Let all workers accept nothing, and keep what is open until they are needed again."""
@@ -263,7 +267,21 @@ class Workers:
         worker.watch(self._lost)
 
     def _is_right(self, worker: Worker) -> bool:
-        return (worker.version, worker.transparent) == (VERSION, self._transparent)
+        return not self._wrong(worker)
+
+    def _wrong(self, worker: Worker) -> str:
+        """Return why a worker is not one that would be started now, or an empty text.
+
+        One that this daemon has started has the limits that it can have.
+        """
+        if worker.version != VERSION:
+            return f"its version is {worker.version}"
+        if worker.transparent != self._transparent:
+            return f"transparent is {self._transparent} now"
+        files = allowed_descriptors(WANTED) if worker.is_found else 0
+        if worker.told.files < files:
+            return f"it may open {worker.told.files} files, and a new one {files}"
+        return ""
 
     async def _resume_or_start(self, number: int) -> None:
         for worker in list(self._retired):
@@ -283,7 +301,7 @@ class Workers:
     async def _replace(self, old: Worker) -> None:
         """Start a successor and give it the listeners, open."""
         number = old.number
-        log.info("worker is replaced", number=number, version=old.version, by=VERSION)
+        log.info("worker is replaced", number=number, why=self._wrong(old), version=VERSION)
         await self._start(number)
         old.retired = True
         self._retired.append(old)

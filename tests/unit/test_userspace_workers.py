@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 
+from vipd.backends.usage import Silent
 from vipd.backends.userspace import messages, telling, worker, workers
 from vipd.backends.userspace.assignment import batches, listeners, served
 from vipd.backends.userspace.listeners import holders, listener
@@ -374,3 +375,38 @@ async def test_one_that_hangs_is_replaced_though_nobody_asks_it(
     await until(lambda: 0 in there._active)
     assert await pids(there) != {first.pid}
     await there.quit()
+
+
+async def test_one_that_is_silent_keeps_nobody_from_hearing_the_others(
+    two: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "REPORT_SECONDS", 0.5)
+    first, second = two._active[0], two._active[1]
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        told = await two.usage(())
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert told.silent == (Silent(0, first.pid),)
+    assert [(one.number, one.files) for one in told.workers] == [(1, second.told.files)]
+    assert (told.wanted, second.told.files > 0) == (2, True)
+
+
+async def test_one_that_may_open_fewer_files_than_a_new_one_is_replaced(
+    two: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await pids(two)
+    await two._end_restarts()  # as its daemon has ended
+    same = Workers(2, tmp_path / "workers")
+    await same.complete()
+    assert await pids(same) == before
+    await same._end_restarts()
+    files = same._active[0].told.files
+    monkeypatch.setattr(workers, "allowed_descriptors", lambda wanted: files + 1)
+    more = Workers(2, tmp_path / "workers")
+    await more.complete()
+    after = {one.pid for one in more._active.values()}
+    assert after.isdisjoint(before)
+    await more.complete()
+    assert {one.pid for one in more._active.values()} == after, "replaced once"
+    await more.quit()
