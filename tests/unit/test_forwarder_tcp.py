@@ -595,6 +595,22 @@ def test_at_the_most_connections_clients_wait_their_turn() -> None:
     asyncio.run(run())
 
 
+def test_both_ends_are_probed_within_minutes_of_silence() -> None:
+    async def run() -> None:
+        async with world() as there:
+            await there.pair()
+            ((one,),) = there.forwarder._established.values()
+            for sock in (one.request.source, one.reply.source):
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                times = [
+                    sock.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                ]
+                assert times == [300, 30, 4]
+
+    asyncio.run(run())
+
+
 def test_the_end_of_a_shortage_is_told_as_its_beginning_was(logs: list[str]) -> None:
     async def run() -> None:
         limits = TcpLimits(most=1, of_client=1, pause_seconds=0.01, quiet_seconds=0.1)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vipd.backends.userspace.forwarder import log
+from vipd.backends.userspace.forwarder.keepalive import keep_alive
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
 
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -101,7 +102,7 @@ class Accepting:
     def add(self, listener: socket.SocketType) -> None:
         """Accept from this listener from now on. What connections inherit is set on it."""
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(listener)
         self._listening.register(listener.fileno(), select.EPOLLIN)
         self._listeners[listener.fileno()] = listener
 

@@ -18,6 +18,7 @@ from typing import Protocol as Interface
 from vipd.backends import netlink
 from vipd.backends.netlink import ACK, HEADER, REQUEST, attribute, attributes
 from vipd.backends.userspace.forwarder import log
+from vipd.backends.userspace.forwarder.keepalive import keep_alive
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import parse_address
 from vipd.proxy.virtualserver import Endpoint
@@ -180,5 +181,5 @@ def _another(sock: socket.SocketType) -> socket.SocketType:
     sock.close()
     made = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    keep_alive(made)
     return made
