@@ -23,12 +23,14 @@ AT_ONCE = select.PIPE_BUF
 """Bytes that a pipe takes whole or not at all (pipe(7))."""
 
 _as_json = False
+_whose: dict[str, object] = {}
 
 
-def configure(form: str) -> None:
-    """Write lines of this form from now on: ``text`` (logfmt) or ``json``."""
-    global _as_json
+def configure(form: str, worker: int | None = None) -> None:
+    """Write lines of this form from now on: ``text`` (logfmt) or ``json``; all name the worker."""
+    global _as_json, _whose
     _as_json = form == "json"
+    _whose = {} if worker is None else {"worker": worker}
 
 
 def warning(event: str, **facts: object) -> None:
@@ -45,7 +47,7 @@ def exception(event: str, **facts: object) -> None:
 def line(level: str, event: str, facts: dict[str, object]) -> str:
     """Return a line without its end."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    whole = {"timestamp": now, "level": level, "event": event, **facts}
+    whole = {"timestamp": now, "level": level, "event": event, **_whose, **facts}
     if _as_json:
         return msgspec.json.encode(whole, enc_hook=str).decode()
     return " ".join(f"{name}={_spelled(value)}" for name, value in whole.items())

@@ -5,7 +5,7 @@ adds objects, compile, plan and driver in a folder of its own.
 """
 
 import typing
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from msgspec import Struct
@@ -163,6 +163,8 @@ class Committed(Struct, frozen=True):
     """
 
     rejected: dict[Key, DataplaneError]
+    withdrawn: Mapping[Key, DataplaneError] = {}
+    """What earlier commits said of virtual servers and is true no longer, as others changed."""
 
 
 class Compiler(typing.Protocol[ProgramT, PlanOut, ObservedT]):

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from msgspec import Struct, structs
 
+from vipd.backends.usage import Usage
 from vipd.proxy.counted import WorkerView
 from vipd.proxy.words import counted
 
@@ -119,6 +120,8 @@ class Status(Struct, frozen=True, kw_only=True):
 
     workers: tuple[WorkerView, ...] = ()
     """Processes that forward, those that take nothing new last; told to whoever asks for them."""
+    workers_wanted: int = 0
+    """How many there should be, those not counted that take nothing new; 0: not asked for."""
     dns: DnsView | None = None
     """None where there is no DNS server; told to whoever asks for workers."""
 
@@ -142,7 +145,29 @@ def judged(status: Status) -> Status:
         or dns.workers < dns.wanted
         or (bool(dns.upstreams) and all(one is False for one in dns.upstreams.values()))
     )
-    return structs.replace(status, degraded=not status.synced or unnamed or any(bad))
+    serving = sum(not one.retired for one in status.workers)
+    few = unnamed or serving < status.workers_wanted
+    return structs.replace(status, degraded=not status.synced or few or any(bad))
+
+
+def worker_trouble(told: Usage) -> Iterator[str]:
+    """Yield what keeps workers from serving, or from saying so: those silent, and those missing."""
+    for one in told.silent:
+        yield f"worker {one.number} (pid {one.pid}) does not answer"
+    numbers = {one.number for one in told.workers if not one.retired}
+    missing = told.wanted - len(numbers | {one.number for one in told.silent})
+    if missing > 0:
+        yield f"{missing} of {counted(told.wanted, 'worker')} not there"
+
+
+def worker_notes(told: Usage) -> Iterator[str]:
+    """Yield what keeps workers from taking more, and passes."""
+    for one in told.workers:
+        if one.full and not one.retired:
+            yield (
+                f"worker {one.number} (pid {one.pid}) is full: {one.open} open, at most "
+                f"{one.files} files; new connections wait (LimitNOFILE= of systemd)"
+            )
 
 
 def places(listens: Iterable[str], elsewhere: Container[str]) -> str:

@@ -5,8 +5,9 @@ Lives here: what is open, served and counted over some workers. Must not: change
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
+from vipd.backends.usage import Silent
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.messages import Count, Counted, Reported, Tell, Told
 from vipd.backends.userspace.objects import Place
@@ -46,8 +47,21 @@ async def reports(workers: Iterable[Worker]) -> list[Told]:
 
 
 async def counted(
-    workers: Iterable[Worker], where: Collection[Place], client: str
-) -> list[Reported]:
-    """Return what each worker has counted at places, and there of one client."""
-    told = await asyncio.gather(*(one.report(where, client) for one in workers))
-    return [one for each in told for one in each]
+    workers: Sequence[Worker], where: Collection[Place], client: str
+) -> tuple[list[Reported], tuple[Silent, ...]]:
+    """Return what each worker has counted at places, and there of one client, and who was silent.
+
+    Whoever does not answer keeps nobody from hearing the others.
+    """
+    asked = (one.report(where, client) for one in workers)
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    found: list[Reported] = []
+    silent: list[Silent] = []
+    for worker, each in zip(workers, told, strict=True):
+        if isinstance(each, DataplaneError | TimeoutError):
+            silent.append(Silent(worker.number, worker.pid))
+        elif isinstance(each, BaseException):
+            raise each
+        else:
+            found += each
+    return found, tuple(silent)

@@ -132,7 +132,7 @@ class UserspaceDriver:
                 await self._remove_idle()
         if self._waiting and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.create_task(self._sweep())
-        return Committed(rejected)
+        return Committed(rejected, {key: Rejected("", why) for key, why in plan.withdrawn.items()})
 
     async def quiesce(self) -> None:
         """Accept nothing any more; what is open goes on, and its addresses stay the node's."""
@@ -235,7 +235,7 @@ class UserspaceDriver:
             if unit.key not in rejected:
                 self._waiting |= {one.thing: one.value for one in unit.later}
         conflicts = {
-            unit.key: Rejected(str(unit.key), unit.conflict)
+            unit.key: Rejected("", unit.conflict)
             for unit in plan.units
             if unit.conflict and unit.key is not None
         }

@@ -20,8 +20,6 @@ from vipd.proxy.names import Family, Protocol
 BACKLOG = 4096
 """Connections that wait for a worker; the kernel takes no more than net.core.somaxconn."""
 _UDP_BUFFER_BYTES = 4 << 20
-_KEEPALIVE_SECONDS = 7200
-"""The kernel's own default, said so that a host with another one does not decide."""
 
 
 def listener(place: Place) -> socket.socket:
@@ -38,11 +36,8 @@ def listener(place: Place) -> socket.socket:
         if place.family is Family.IPV6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
-            # What is accepted inherits these.
+            # What is accepted inherits more, which workers set (accepting.py).
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UDP_BUFFER_BYTES)
         made.bind((str(place.address), place.port))

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import structlog
 
+from vipd.backends.privileges import allowed_descriptors
+from vipd.backends.userspace.forwarder.descriptors import WANTED
 from vipd.backends.userspace.messages import Count
 from vipd.backends.userspace.worker import Worker, end_silent
 from vipd.proxy.errors import Busy, DataplaneError
@@ -89,8 +91,22 @@ class Processes:
         return self.active.get(worker.number) is worker
 
     def is_right(self, worker: Worker) -> bool:
-        """Return whether it has the version and the privileges of one that is started now."""
-        return (worker.version, worker.transparent) == (VERSION, self._transparent)
+        """Return whether it is like one that is started now."""
+        return not self.wrong(worker)
+
+    def wrong(self, worker: Worker) -> str:
+        """Return why a worker is not one that would be started now, or an empty text.
+
+        One that this daemon has started has the limits that it can have.
+        """
+        if worker.version != VERSION:
+            return f"its version is {worker.version}"
+        if worker.transparent != self._transparent:
+            return f"transparent is {self._transparent} now"
+        files = allowed_descriptors(WANTED) if worker.is_found else 0
+        if worker.files < files:
+            return f"it may open {worker.files} files, and a new one {files}"
+        return ""
 
     async def find(self) -> list[Worker]:
         """Take over the processes that are there, all at once; return those beyond one a number,

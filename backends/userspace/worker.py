@@ -33,13 +33,15 @@ from vipd.backends.userspace.messages import (
 from vipd.backends.userspace.objects import Forwarding, Place
 from vipd.backends.worker_environment import worker_environment
 from vipd.proxy import logs
-from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
+from vipd.proxy.errors import Busy, UnknownResult
 
 PROGRAM = "vipd.backends.userspace.forwarder"
 PATIENCE_SECONDS = 10.0
 """How long one answer may take: 200 listeners are a matter of milliseconds."""
 FIND_SECONDS = 5.0
 """How long one that was there before the daemon may take for its first answer."""
+REPORT_SECONDS = 1.5
+"""How long a portion of a report may take: less than the status waits (proxy/answers.py)."""
 PLACES_AT_ONCE = 250
 """In one report: meanwhile, about 10 ms with five endpoints each, the worker forwards nothing."""
 _NOT_UNDERSTOOD = (msgspec.DecodeError, LookupError, TypeError, ValueError)
@@ -56,6 +58,8 @@ class Worker:
         self.number, self.pid, self.version = told.number, told.pid, told.version
         self.retired = told.retired
         self.transparent = told.transparent
+        self.files = told.files
+        """How many files it may open."""
         self.served: dict[Place, Forwarding] = {
             messages.place_of(one.place): messages.forwarding_of(one.forwarding)
             for one in told.places
@@ -130,6 +134,11 @@ class Worker:
         raise Busy(f"the worker at {path} does not answer: {why}")
 
     @property
+    def is_found(self) -> bool:
+        """Whether it was there before the daemon."""
+        return self._process is None
+
+    @property
     def is_here(self) -> bool:
         """Whether it is in our network namespace; folders of two can be the same."""
         return _is_here(self.pid)
@@ -196,15 +205,17 @@ class Worker:
     async def report(self, places: Collection[Place], client: str = "") -> list[Reported]:
         """Return what it has counted at places, and there of one client.
 
-        Nothing where it is gone or deaf. Portion by portion, so that it goes on forwarding in
-        between. There is one at least.
+        Nothing where it is gone. Portion by portion, so that it goes on forwarding in between: one
+        at least. Raise TimeoutError where a portion takes too long, for which it is not killed yet,
+        and UnknownResult where it is deaf.
         """
         wires = [messages.wire_place(one) for one in places]
         portions = [wires[at : at + PLACES_AT_ONCE] for at in range(0, len(wires), PLACES_AT_ONCE)]
         found: list[Reported] = []
-        with contextlib.suppress(DataplaneError):
+        with contextlib.suppress(Busy):
             for portion in portions or [[]]:
-                answer, _ = await self.ask(Report(portion, client))
+                async with asyncio.timeout(REPORT_SECONDS):
+                    answer, _ = await self.ask(Report(portion, client))
                 if isinstance(answer, Reported):
                     found.append(answer)
         return found

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
+from msgspec import structs
 
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import asking
@@ -81,7 +82,7 @@ class Workers:
 
     async def complete(self) -> None:
         """Start the workers that are missing, and replace those of another version or number, or
-        with other privileges."""
+        with other privileges, or that may open fewer files than new ones."""
         await self.find()
         there = self._processes
         there.over.clear()
@@ -207,11 +208,12 @@ class Workers:
         await self.find()
         where = places(servers, self._wanted)
         there = [one for one in self._processes.all() if one.version == VERSION]
-        reported = await asking.counted(there, where, client)
+        reported, silent = await asking.counted(there, where, client)
         missing = {one.number: len(self._missing(one)) for one in self._short}
-        return await asyncio.to_thread(
+        found = await asyncio.to_thread(
             usage, where, reported, self._processes.ended.copy(), missing
         )
+        return structs.replace(found, silent=silent, wanted=self.count)
 
     async def pause(self) -> None:
         """Let all workers accept nothing, and keep what is open until they are needed again."""
@@ -242,7 +244,7 @@ class Workers:
     async def _replace(self, old: Worker) -> None:
         """Start a successor and give it the listeners, open."""
         number = old.number
-        log.info("worker is replaced", number=number, version=old.version, by=VERSION)
+        log.info("worker is replaced", number=number, why=self._processes.wrong(old), by=VERSION)
         new = await self._processes.start(number)
         try:
             await self._telling.hand_over(old, new, self._wanted)

@@ -637,7 +637,7 @@ def test_close_resets_everything() -> None:
 
 def test_at_the_most_connections_clients_wait_their_turn() -> None:
     async def run() -> None:
-        async with world(limits=TcpLimits(most=2, pause_seconds=1000)) as there:
+        async with world(limits=TcpLimits(most=2, of_client=1, pause_seconds=1000)) as there:
             clients = [there.connect() for _ in range(5)]
             endpoints = [await there.accept() for _ in range(2)]
             await there.until(lambda: there.counters["tcp_accept_paused"] == 1)
@@ -655,6 +655,39 @@ def test_at_the_most_connections_clients_wait_their_turn() -> None:
     asyncio.run(run())
 
 
+def test_both_ends_are_probed_within_minutes_of_silence() -> None:
+    async def run() -> None:
+        async with world() as there:
+            await there.pair()
+            ((one,),) = there.forwarder._established.values()
+            for sock in (one.request.source, one.reply.source):
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                times = [
+                    sock.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                ]
+                assert times == [300, 30, 4]
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_shortage_is_told_as_its_beginning_was(logs: list[str]) -> None:
+    async def run() -> None:
+        limits = TcpLimits(most=1, of_client=1, pause_seconds=0.01, quiet_seconds=0.1)
+        async with world(limits=limits) as there:
+            first, _ = [there.connect() for _ in range(2)]
+            endpoint = await there.accept()
+            await there.until(lambda: there.counters["tcp_accept_paused"] >= 3)
+            assert ["accept is paused" in line for line in logs] == [True]
+            first.close()
+            endpoint.close()
+            await there.accept()
+            await there.until(lambda: len(logs) == 2)
+            assert "accept goes on again" in logs[1]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("more", range(1, 6))
 def test_descriptors_run_out_and_nobody_is_lost(more: int, logs: list[str]) -> None:
     async def run() -> None:
@@ -665,6 +698,8 @@ def test_descriptors_run_out_and_nobody_is_lost(more: int, logs: list[str]) -> N
             endpoints = [await there.accept() for _ in clients]
             (line,) = logs
             assert 'event="accept is paused" lack_of=EMFILE' in line
+            assert " files=" in line
+            assert there.forwarder.is_full
             for client, endpoint in zip(clients, endpoints, strict=True):
                 client.close()
                 assert await endpoint.rest() == b""
@@ -943,7 +978,7 @@ def test_clients_that_go_on_coming_do_not_keep_a_listener_open(
 
 def test_a_client_has_its_share_and_leaves_the_rest_to_others(logs: list[str]) -> None:
     async def run() -> None:
-        limits = TcpLimits(most=6, least_of_client=2, of_client=0.5)
+        limits = TcpLimits(most=5, of_client=0.5)
         async with world(limits=limits) as there:
             first, endpoint = await there.pair()
             for _ in range(2):

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 
+from vipd.backends.usage import Silent
 from vipd.backends.userspace import messages, processes, telling, worker
 from vipd.backends.userspace.assignment import batches, listeners, served
 from vipd.backends.userspace.listeners import holders, listener
@@ -665,3 +666,38 @@ async def test_a_retired_one_that_is_deaf_keeps_no_report_back(
         first.retired = False
         with pytest.raises(UnknownResult):
             await two.reports()
+
+
+async def test_one_that_is_silent_keeps_nobody_from_hearing_the_others(
+    two: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "REPORT_SECONDS", 0.5)
+    first, second = two._processes.active[0], two._processes.active[1]
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        told = await two.usage(())
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert told.silent == (Silent(0, first.pid),)
+    assert [(one.number, one.files) for one in told.workers] == [(1, second.files)]
+    assert (told.wanted, second.files > 0) == (2, True)
+
+
+async def test_one_that_may_open_fewer_files_than_a_new_one_is_replaced(
+    two: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await pids(two)
+    await two._processes.end_restarts()  # as its daemon has ended
+    same = Workers(2, tmp_path / "workers")
+    await same.complete()
+    assert await pids(same) == before
+    await same._processes.end_restarts()
+    files = same._processes.active[0].files
+    monkeypatch.setattr(processes, "allowed_descriptors", lambda wanted: files + 1)
+    more = Workers(2, tmp_path / "workers")
+    await more.complete()
+    after = {one.pid for one in more._processes.active.values()}
+    assert after.isdisjoint(before)
+    await more.complete()
+    assert {one.pid for one in more._processes.active.values()} == after, "replaced once"
+    await more.quit()

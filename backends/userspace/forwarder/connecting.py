@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from vipd.backends.userspace.forwarder.accepting import SHORTAGE
 from vipd.backends.userspace.forwarder.connection import CONNECT
+from vipd.backends.userspace.forwarder.keepalive import keep_alive
 from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
 from vipd.backends.userspace.forwarder.transparent import Transparent
@@ -122,7 +123,7 @@ class Connecting:
                 self._park(connection, now, errno.errorcode[error.errno])
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            keep_alive(sock)
             shown = self._transparent
             if shown is not None and shown.is_due(served, connection.client, endpoint):
                 client = connection.client, connection.port

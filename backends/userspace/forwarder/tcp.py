@@ -127,6 +127,11 @@ class TcpForwarder:
         """Have no more than so many from now on, nor more than the limits say; those there stay."""
         self._accepting.allow(connections)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is accepted now, for lack of room."""
+        return self._accepting.is_short
+
     def descriptors(self) -> int:
         """Return how many are taken by listeners, connections and pipes, or soon will be."""
         return len(self._accepting) + 2 * (self._accepting.taken + self._pump.pipes)

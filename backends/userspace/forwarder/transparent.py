@@ -18,6 +18,7 @@ from typing import Protocol as Interface
 
 from vipd.backends import log, netlink
 from vipd.backends.netlink import ACK, HEADER, REQUEST, attribute, attributes
+from vipd.backends.userspace.forwarder.keepalive import keep_alive
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import parse_address
 from vipd.proxy.virtualserver import Endpoint
@@ -190,5 +191,5 @@ def _another(sock: socket.SocketType) -> socket.SocketType:
     made = socket.SocketType(sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
     sock.close()
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    keep_alive(made)
     return made

@@ -311,7 +311,10 @@ class Worker:
         ]
         around = messages.wire_surroundings(self._surroundings)
         shows = self._transparent is not None
-        return Told(VERSION, os.getpid(), self.number, not self._serves, around, places, shows)
+        return Told(
+            VERSION, os.getpid(), self.number, not self._serves, around, places, shows,
+            self._descriptors,
+        )  # fmt: skip
 
     def _reported(self, asked: Report) -> Reported:
         now = asyncio.get_running_loop().time()
@@ -331,6 +334,8 @@ class Worker:
             connections=sum(counts.values()),
             counters=self._tcp.counters.by_name() | self._udp.counters.by_name() | shown,
             places=places,
+            files=self._descriptors,
+            full=self._tcp.is_full,
         )
 
     def _of_place(
