@@ -30,6 +30,8 @@ from tests.unit.dns_forward_servers import (
 )
 
 from vipd.dns.forward import upkeep
+from vipd.dns.forward import wire as of
+from vipd.dns.forward.forwarder import Own
 from vipd.dns.forward.settings import CacheSettings, ForwardSettings
 
 NAME = "www.example.com."
@@ -338,21 +340,26 @@ async def test_nobody_else_says_anything_of_a_name_of_the_cluster(make: Make) ->
     script = says(
         "@ 60 CNAME web.shop.svc.cluster.local.", "web.shop.svc.cluster.local. 60 A 6.6.6.6"
     )
+
+    def nothing(name: bytes, qtype: int) -> Own:
+        return Own(of.reply(name, qtype))
+
     async with serving(script) as (server,):
-        forwarder = await make(server.text, own={"is_ours": is_ours})
+        forwarder = await make(server.text, own={"is_ours": is_ours, "own_zone": nothing})
         assert texts((await ask(forwarder, NAME)).message) == [
             f"{NAME} 60 CNAME web.shop.svc.cluster.local."
         ]
+        # Where the zone does not say, there is no saying that there is nothing.
+        forwarder = await make(server.text, own={"is_ours": is_ours})
+        assert rcode((await ask(forwarder, NAME)).message) == "SERVFAIL"
 
 
 async def test_a_chain_may_end_in_the_cluster(make: Make) -> None:
     ours: list[tuple[bytes, int]] = []
 
-    def own_zone(name: bytes, qtype: int) -> bytes | None:
-        from vipd.dns.forward import wire as of
-
+    def own_zone(name: bytes, qtype: int) -> Own | None:
         ours.append((name, qtype))
-        return of.reply(name, qtype, answers=(of.record(A, 5, b"\x0a\0\0\1"),), flags=of.AA)
+        return Own(of.reply(name, qtype, answers=(of.record(A, 5, b"\x0a\0\0\1"),), flags=of.AA))
 
     async with serving(says("@ 60 CNAME web.shop.svc.cluster.local.")) as (server,):
         forwarder = await make(server.text, own={"is_ours": is_ours, "own_zone": own_zone})

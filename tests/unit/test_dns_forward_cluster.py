@@ -1,0 +1,149 @@
+"""Names of the cluster and of others that lead to each other: a server and its forwarder whole."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import dns.flags
+import dns.message
+import pytest
+from tests.unit import dns_forward_servers as others
+from tests.unit.dns_server import Datagrams, Served, question, rcode, served, zone
+from tests.unit.dns_zone_facts import alias, own
+
+from vipd.dns.facts import ServiceFacts
+from vipd.dns.forward.settings import ForwardSettings
+from vipd.dns.server.forwarding import Forwarding
+from vipd.dns.settings import DnsSettings
+
+
+@contextlib.asynccontextmanager
+async def forwarding(
+    upstream: others.Server, *services: ServiceFacts, **more: object
+) -> AsyncIterator[tuple[Served, Datagrams]]:
+    """A server of the cluster's zone that forwards to an upstream, and a client of it."""
+    there = zone()
+    for one in services:
+        there.put(one)
+    made = served(there)
+    forwards = Forwarding(made.serving)
+    settings = {"upstreams": (upstream.text,), "loop_check": False, **more}
+    await forwards.change(DnsSettings(forward=ForwardSettings(**settings)), [])  # type: ignore[arg-type]
+    client = Datagrams(made.address)
+    try:
+        yield made, client
+    finally:
+        client.close()
+        made.close()
+        await forwards.close()
+
+
+def chain(reply: bytes) -> list[str]:
+    """Owner and data of each answer."""
+    return [f"{rrset.name} {one}" for rrset in dns.message.from_wire(reply).answer for one in rrset]
+
+
+@pytest.mark.parametrize("from_upstream", [True, False])
+async def test_a_name_of_others_may_lead_through_the_cluster_to_others(
+    *, from_upstream: bool
+) -> None:
+    """CNAME of `records`, or of an upstream → ExternalName → a name of others, with its records."""
+    away = own("away")
+
+    def script(asked: others.Asked) -> bytes:
+        if asked.name.lower() == "db.corp.":
+            return others.reply(asked, f"@ 60 CNAME {away}").to_wire()
+        return others.reply(asked, "@ 60 A 192.0.2.7").to_wire()
+
+    records = () if from_upstream else (f"db.corp. CNAME {away}",)
+    async with (
+        others.serving(script) as (upstream,),
+        forwarding(upstream, alias("www.example.com", "away"), records=records) as (_, client),
+    ):
+        for _again in range(2):
+            assert chain(await client.ask(question("db.corp."))) == [
+                f"db.corp. {away}",
+                f"{away} www.example.com.",
+                "www.example.com. 192.0.2.7",
+            ]
+
+
+async def test_a_chain_through_the_cluster_has_an_end() -> None:
+    """Circles, and more CNAMEs than are followed, fail: never is it said that there is nothing."""
+
+    def script(asked: others.Asked) -> bytes:
+        if asked.name.lower() == "circle.example.":
+            return others.reply(asked, f"@ 60 CNAME {own('circle')}").to_wire()
+        return others.reply(asked, "@ 60 A 192.0.2.7").to_wire()
+
+    links = [alias(own(f"link{n + 1}").rstrip("."), f"link{n}") for n in range(4)]
+    services = (alias("circle.example", "circle"), *links, alias("end.example", "link4"))
+    for most, said in ((6, "NOERROR"), (5, "SERVFAIL")):
+        async with (
+            others.serving(script) as (upstream,),
+            forwarding(
+                upstream, *services, chain=most, records=(f"db.corp. CNAME {own('link0')}",)
+            ) as (_, client),
+        ):
+            reply = await client.ask(question("db.corp."))
+            assert rcode(reply) == said
+            assert len(chain(reply)) == (7 if said == "NOERROR" else 0)
+            for name in ("circle.example.", own("circle")):
+                reply = await client.ask(question(name))
+                assert rcode(reply) == "SERVFAIL"
+
+
+@pytest.fixture
+def read_by_dnspython(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the messages that this process reads with it in the event loop's thread."""
+    import threading
+
+    from dns.message import _WireReader
+
+    sizes: list[int] = []
+    begin, loop = _WireReader.read, threading.get_ident()
+
+    def read(self: _WireReader) -> dns.message.Message:
+        if threading.get_ident() == loop:
+            sizes.append(len(self.parser.wire))
+        return begin(self)
+
+    monkeypatch.setattr(_WireReader, "read", read)
+    return sizes
+
+
+async def test_thousands_of_addresses_behind_an_external_name_hold_nobody_up(
+    read_by_dnspython: list[int],
+) -> None:
+    """62 KB from an upstream are read once, aside; a question for them reads what fits a datagram,
+    without dnspython."""
+    many = tuple(f"@ 60 A 10.1.{n >> 8}.{n & 255}" for n in range(3900))
+    long: list[bytes] = []
+
+    def script(asked: others.Asked) -> bytes:
+        if not asked.tcp:
+            return others.truncated(asked)
+        if not long:
+            long.append(others.reply(asked, *many).to_wire(max_size=65535))
+        return asked.data[:2] + long[0][2:]
+
+    services = (alias("big.example", "big"),)
+    records = ("db.corp. CNAME big.example.", f"in.corp. CNAME {own('big')}")
+    async with (
+        others.serving(script) as (upstream,),
+        forwarding(upstream, *services, records=records, randomize_case=False) as (_, client),
+    ):
+        await client.ask(question(own("big")))
+        read_by_dnspython.clear()
+        upstream.asked.clear()
+        replies = [
+            await client.ask(question(name))
+            for _ in range(20)
+            for name in (own("big"), "db.corp.", "in.corp.")
+        ]
+        assert read_by_dnspython == []
+        assert upstream.questions() == []
+    for reply in replies:
+        message = dns.message.from_wire(reply)
+        assert len(message.answer[-1]) > 20
+        assert message.flags & dns.flags.TC
+    assert len({chain(one)[-1] for one in replies}) > 20, "they take turns"
