@@ -40,6 +40,8 @@ class Own(NamedTuple):
 
 OwnZone = Callable[[bytes, int], Own | None]
 """Returns what the zone says of name and type, None where it is not its own."""
+_NOBODY = ""
+"""The client for whom names in use are asked for before their time is over."""
 _NEVER_FORWARDED = frozenset({0, wire.OPT, *range(128, 255)})
 """Types that are no data: meta types (RFC 6895, 3.1), transfers among them, but for ANY."""
 
@@ -137,11 +139,18 @@ class Forwarder:
         return self._hit(entry, now)
 
     async def ask(
-        self, name: bytes, qtype: int, *, dnssec: bool = False, checking_disabled: bool = False
+        self,
+        name: bytes,
+        qtype: int,
+        *,
+        dnssec: bool = False,
+        checking_disabled: bool = False,
+        client: str | None = None,
     ) -> Got:
         """Return the reply to a question, from wherever it comes; SERVFAIL where it cannot be had.
 
-        `name` is in wire form and lower case.
+        `name` is in wire form and lower case. `client` is who asks: each has its part of what may
+        be under way. None is nobody in particular, without such a bound.
         """
         got = self.cached(name, qtype, dnssec=dnssec, checking_disabled=checking_disabled)
         if got is not None:
@@ -152,10 +161,10 @@ class Forwarder:
         if self._is_ours(name):
             self.counters.guarded += 1
             return _refused(question, wire.EDE_NOT_AUTHORITATIVE)
-        found = await self._find(question)
-        return found.got if found.target is None else await self._follow(question, found)
+        found = await self._find(question, client)
+        return found.got if found.target is None else await self._follow(question, found, client)
 
-    async def _follow(self, question: Question, found: _Found) -> Got:
+    async def _follow(self, question: Question, found: _Found, client: str | None) -> Got:
         """Return the reply with what stands at the end of its CNAMEs."""
         before: list[bytes] = []
         error = found.got.extended_error
@@ -166,21 +175,21 @@ class Forwarder:
                 return _got(failure(question, wire.EDE_OTHER))
             seen.add(found.target)
             before.append(found.got.message)
-            found = await self._tail(question._replace(name=found.target))
+            found = await self._tail(question._replace(name=found.target), client)
             error = found.got.extended_error if error is None else error
             if wire.rcode(found.got.message) in (wire.SERVFAIL, wire.REFUSED):
                 return _got(failure(question, error))
         return Got(found.got.message, error, tuple(before))
 
-    async def _tail(self, question: Question) -> _Found:
+    async def _tail(self, question: Question, client: str | None) -> _Found:
         if not self._is_ours(question.name):
-            return await self._find(question)
+            return await self._find(question, client)
         own = self._own_zone(question.name, question.type)
         if own is None:  # the zone has just become another
             return _Found(_got(failure(question, wire.EDE_OTHER)))
         return _Found(Got(own.message), own.target)
 
-    async def _find(self, question: Question) -> _Found:
+    async def _find(self, question: Question, client: str | None) -> _Found:
         """Return the reply as far as one source has it."""
         got = self._static.find(question.name, question.type)
         if got is not None:
@@ -195,14 +204,14 @@ class Forwarder:
         if entry is not None:
             return _Found(self._hit(entry, now), entry.target)
         self.counters.misses += 1
-        return await self._from_upstreams(question, group)
+        return await self._from_upstreams(question, group, client)
 
-    async def _from_upstreams(self, question: Question, group: Group) -> _Found:
+    async def _from_upstreams(self, question: Question, group: Group, client: str | None) -> _Found:
         now = self._clock()
         stale = self._cache.stale(key_of(*question), now)
         if stale is not None and now < stale.recheck:
             return self._stale(stale)
-        fetch = self._asking.ask(question, group, self._keep)
+        fetch = self._asking.ask(question, group, self._keep, client)
         if fetch is None:
             self.counters.rejected += 1
             return self._stale(stale) if stale else _Found(_got(failure(question, wire.EDE_OTHER)))
@@ -233,7 +242,7 @@ class Forwarder:
         question = question_of(entry.key)
         group = self._routes.find(question.name, question.type)
         if isinstance(group, Group):
-            fetch = self._asking.ask(question, group, self._keep)
+            fetch = self._asking.ask(question, group, self._keep, _NOBODY)
             if fetch is not None:
                 self.counters.prefetched += 1
                 fetch.waiters -= 1

@@ -18,13 +18,22 @@ from vipd.dns.settings import DnsSettings
 
 @contextlib.asynccontextmanager
 async def forwarding(
-    upstream: others.Server, *services: ServiceFacts, **more: object
+    upstream: others.Server,
+    *services: ServiceFacts,
+    most: DnsSettings | None = None,
+    **more: object,
 ) -> AsyncIterator[tuple[Served, Datagrams]]:
-    """A server of the cluster's zone that forwards to an upstream, and a client of it."""
+    """A server of the cluster's zone that forwards to an upstream, and a client of it.
+
+    As many may wait as `most` says.
+    """
     there = zone()
     for one in services:
         there.put(one)
     made = served(there)
+    if most is not None:
+        made.serving.waiting.most = most.waiting
+        made.serving.waiting.most_of_client = most.waiting_of_client
     forwards = Forwarding(made.serving)
     settings = {"upstreams": (upstream.text,), "loop_check": False, **more}
     await forwards.change(DnsSettings(forward=ForwardSettings(**settings)), [])  # type: ignore[arg-type]
@@ -105,7 +114,7 @@ def read_by_dnspython(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def read(self: _WireReader) -> dns.message.Message:
         if threading.get_ident() == loop:
             sizes.append(len(self.parser.wire))
-        return begin(self)
+        return begin(self)  # type: ignore[no-any-return, no-untyped-call]
 
     monkeypatch.setattr(_WireReader, "read", read)
     return sizes
@@ -147,3 +156,35 @@ async def test_thousands_of_addresses_behind_an_external_name_hold_nobody_up(
         assert len(message.answer[-1]) > 20
         assert message.flags & dns.flags.TC
     assert len({chain(one)[-1] for one in replies}) > 20, "they take turns"
+
+
+async def test_one_pod_does_not_take_forwarding_from_the_others() -> None:
+    """It asks thousands of names that nobody answers, by the bounds that are the default."""
+    settings = DnsSettings()
+    all_wait = min(settings.waiting, settings.forward.waiters)
+    assert 4 * settings.waiting_of_client <= all_wait
+
+    def script(asked: others.Asked) -> bytes | None:
+        if ".slow." in asked.name.lower():
+            return None
+        return others.reply(asked, "@ 60 A 192.0.2.7").to_wire()
+
+    async with (
+        others.serving(script) as (upstream,),
+        forwarding(upstream, most=settings) as (made, client),
+    ):
+        pod = Datagrams(made.address, "127.0.0.2")
+        try:
+            said = 0
+            for n in range(2000):
+                pod.socket.send(question(f"{n}.slow.example."))
+                if n >= settings.forward.questions_of_client:
+                    # All beyond its part fail at once, so no more than that is ever under way.
+                    assert rcode(await pod.receive()) == "SERVFAIL"
+                    said += 1
+            assert said > 1800
+            for n in range(50):
+                reply = await client.ask(question(f"{n}.good.example."))
+                assert chain(reply) == [f"{n}.good.example. 192.0.2.7"]
+        finally:
+            pod.close()

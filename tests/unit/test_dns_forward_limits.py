@@ -105,6 +105,52 @@ async def test_where_every_upstream_has_enough_to_do_a_question_fails_at_once(ma
         waiting.cancel()
 
 
+async def test_a_client_has_a_part_of_what_may_be_under_way(make: Make) -> None:
+    """Whether it still waits or not: what it began counts until it has ended."""
+    settings = {"questions_of_upstream": 8, "failures_before_down": 1000}
+    async with serving(silent) as (server,):
+        forwarder = await make(server.text, **settings)
+        waiting = [
+            asyncio.create_task(ask(forwarder, f"{n}.example.com", client="192.0.2.1"))
+            for n in range(20)
+        ]
+        await until(lambda: sum(one.done() for one in waiting) == 18)
+        assert {rcode(one.result().message) for one in waiting if one.done()} == {"SERVFAIL"}
+        assert counted(forwarder, "vipd_dns_forward_upstream_in_flight") == 2
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        got = await ask(forwarder, "more.example.com", client="192.0.2.1")
+        assert rcode(got.message) == "SERVFAIL"
+        assert counted(forwarder, "coredns_forward_max_concurrent_rejects_total") == 19
+        # What is under way already takes no more room, and others have their part.
+        shared = asyncio.create_task(ask(forwarder, "0.example.com", client="192.0.2.2"))
+        other = asyncio.create_task(ask(forwarder, "x.example.com", client="192.0.2.2"))
+        await until(lambda: counted(forwarder, "vipd_dns_forward_upstream_in_flight") == 3)
+        server.script = GOOD
+        for one in (shared, other):
+            assert rcode((await one).message) == "NOERROR"
+        await until(lambda: counted(forwarder, "vipd_dns_forward_upstream_in_flight") == 0)
+        assert (
+            rcode((await ask(forwarder, "y.example.com", client="192.0.2.1")).message) == "NOERROR"
+        )
+
+
+async def test_what_is_asked_for_before_its_time_is_over_has_a_part_too(make: Make) -> None:
+    """Nobody waits for it, so no bound of those who wait holds it."""
+    clock = Clock(still=True)
+    async with serving(GOOD) as (server,):
+        forwarder = await make(server.text, own={"clock": clock}, questions_of_upstream=8)
+        for n in range(6):
+            await ask(forwarder, f"{n}.example.com", client="192.0.2.1")
+        server.script = silent
+        clock.shift += 290
+        for n in range(6):
+            got = await ask(forwarder, f"{n}.example.com", client="192.0.2.1")
+            assert addresses(got.message) == {"192.0.2.1"}
+        assert counted(forwarder, "vipd_dns_forward_questions") == 2
+
+
 async def test_no_descriptor_is_nobodys_fault(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(GOOD) as (server,):
         forwarder = await make(server.text)
