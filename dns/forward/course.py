@@ -131,12 +131,22 @@ class Course:
             self._of_no_use(attempt, reply, now)
         return self._done()
 
+    def came(self, attempt: Attempt) -> Steps:
+        """Take it that what seems to be the reply is there, and takes a while to be read.
+
+        It is not late meanwhile: nobody else would be heard sooner.
+        """
+        attempt.due = self._ends
+        return self._done()
+
     def unwanted(self, attempt: Attempt, why: Unwanted, now: float) -> Steps:
         """Take something that came and is not the reply. The reply may still come."""
         if attempt not in self._open:
             return self._done()
         self._only_errors = False
         attempt.unwanted += 1
+        if attempt.due >= self._ends:  # it came, and was nothing
+            attempt.due = now + attempt.standing.timeout
         if why is Unwanted.SPELLING:
             attempt.standing.spelling_lost(now)
         if attempt.tcp:

@@ -10,7 +10,9 @@ from tests.unit import dns_forward_servers as others
 from tests.unit.dns_server import Datagrams, Served, question, rcode, served, zone
 from tests.unit.dns_zone_facts import alias, own
 
+from vipd.dns import names
 from vipd.dns.facts import ServiceFacts
+from vipd.dns.forward import wire as of
 from vipd.dns.forward.settings import ForwardSettings
 from vipd.dns.server.forwarding import Forwarding
 from vipd.dns.settings import DnsSettings
@@ -125,15 +127,11 @@ async def test_thousands_of_addresses_behind_an_external_name_hold_nobody_up(
 ) -> None:
     """62 KB from an upstream are read once, aside; a question for them reads what fits a datagram,
     without dnspython."""
-    many = tuple(f"@ 60 A 10.1.{n >> 8}.{n & 255}" for n in range(3900))
-    long: list[bytes] = []
+    many = [of.record(of.A, 60, bytes((10, 1, n >> 8, n & 255))) for n in range(3900)]
+    long = of.reply(names.wire("big.example"), of.A, answers=tuple(many))
 
     def script(asked: others.Asked) -> bytes:
-        if not asked.tcp:
-            return others.truncated(asked)
-        if not long:
-            long.append(others.reply(asked, *many).to_wire(max_size=65535))
-        return asked.data[:2] + long[0][2:]
+        return asked.data[:2] + long[2:] if asked.tcp else others.truncated(asked)
 
     services = (alias("big.example", "big"),)
     records = ("db.corp. CNAME big.example.", f"in.corp. CNAME {own('big')}")

@@ -138,6 +138,23 @@ def test_a_question_counts_once_and_holds_two_sockets_of_an_upstream() -> None:
     assert (one.open, one.standings[0].in_flight) == ([], 0)
 
 
+def test_what_is_there_and_being_read_is_not_late() -> None:
+    one = Played(2)
+    one.begin()
+    one.course.came(one.open[0])
+    assert one.course.due == 104.0
+    assert one.heard(GOOD, after=1.5) == []
+    assert (one.course.result, one.standings[0].failures) == (GOOD, 0)
+    # It may be nothing after all.
+    one.new()
+    one.begin()
+    one.course.came(one.open[0])
+    assert one.unwanted(Unwanted.MALFORMED) == ["0 tcp"]
+    assert one.broken() == []
+    assert one.at_due() == ["1"]
+    assert one.now < 105.5
+
+
 def test_of_several_upstreams_each_has_a_late_one() -> None:
     one = Played(2, question_seconds=30.0, first_timeout_seconds=0.1)
     one.begin()
