@@ -30,7 +30,7 @@ from vipd.dns.message import (
 from vipd.dns.opt import OptSettings, opt_record, plain_opt
 from vipd.dns.records import Rcode, Why
 from vipd.dns.replies import OPT_LENGTH, SMALLEST, Cut, Fixed, Nothing
-from vipd.dns.tails import behind, sections
+from vipd.dns.tails import joined, sections
 from vipd.dns.zone import Zone
 
 Outcome = bytes | Forward | None
@@ -85,11 +85,13 @@ class Answers:
         flags = theirs & (0x000F | (TRUNCATED if udp else 0))
         if query.dnssec_ok or query.flags & AUTHENTIC:
             flags |= theirs & AUTHENTIC
+        for one in got.before:
+            flags &= ~AUTHENTIC | int.from_bytes(one[2:4])
         opt, room = self._opt_and_room(query, udp, 0, got.extended_error)
-        if forward.before:
-            found = behind(got.message, question, query.key, forward.before, self.zone.settings.ttl)
-            cut = found.cut(room) if found else None
-            flags |= AUTHORITATIVE
+        if forward.before or got.before:
+            ttl, messages = self.zone.settings.ttl, (*got.before, got.message)
+            cut = joined(messages, question, query.key, forward.before, ttl, room)
+            flags |= AUTHORITATIVE if forward.before else 0
         else:
             cut = sections(got.message, question, room)
         if cut is None:

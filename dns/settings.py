@@ -90,7 +90,8 @@ class DnsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Questions, 1 to 100000, that wait for upstreams in one worker; more get SERVFAIL. About 5 KB
     each."""
     waiting_of_client: int = 500
-    """The same of one address: a pod must not take all places."""
+    """The same of one address: a pod must not take all places. Of the questions that are under way
+    at upstreams it has a part of its own (`forward.questions_of_upstream`)."""
     prebuilt_bytes: int = 48 << 20
     """Bytes, 1 MiB to 1 GiB, of replies that a worker keeps ready; those of 10,000 services take
     about 10 MB."""
