@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FILES := $(shell find proxy backends dns bench -name '*.py' -o -name py.typed | LC_ALL=C sort)
 STAMP := $(VENV)/.installed-$(shell echo $(FILES) | cat - pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 
-.PHONY: setup tools test-tools run test vm-test check bench lab clean cover
+.PHONY: setup tools test-tools run test explore vm-test check bench lab clean cover
 setup: tools $(STAMP)
 
 tools:
@@ -34,6 +34,12 @@ lab: setup
 TESTS_AT_ONCE ?= 2
 test: setup test-tools
 	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE)
+
+# What reads messages of strangers, with so many of chance: docs/testing.md.
+EXPLORE ?= 1000000
+EXPLORED ?= tests/properties/test_dns_fuzz.py tests/properties/test_dns_fuzz_replies.py tests/properties/test_dns_zone.py tests/unit/test_dns_forward_reading.py
+explore: setup
+	@VIPD_EXPLORE=$(EXPLORE) $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) $(EXPLORED)
 
 # One virtual machine with Debian's kernel, and the tests that need it: docs/testing.md.
 vm-test: setup test-tools

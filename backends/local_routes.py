@@ -8,11 +8,13 @@ pyroute2 encodes the same bytes, which the tests hold it against, in 0.2 ms a me
 Attribute numbers: include/uapi/linux/rtnetlink.h, Linux 6.1.
 """
 
+import contextlib
 import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vipd.backends import netlink
@@ -31,6 +33,7 @@ from vipd.backends.netlink import (
     packed,
     u32,
 )
+from vipd.backends.protocol import Capability
 from vipd.proxy.errors import DataplaneError, Rejected, Unsupported
 from vipd.proxy.names import Address, Family, family_of
 
@@ -44,7 +47,12 @@ address comes and goes beside them."""
 _DNS_METRIC = 2048
 _LOOPBACK = 1
 """Index of lo in every network namespace."""
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT)
+"""Of a look-up: no route; an unreachable, prohibiting or blackhole one; IPv6 is switched off."""
 _GONE = (errno.ENOENT, errno.ESRCH)
+_NO_IPV6 = (errno.EACCES, errno.EOPNOTSUPP)
+"""What a route of IPv6 is answered where disable_ipv6 is set for lo (for all is for lo as well, for
+default is not, Linux 6.18), and where the kernel has no IPv6 (rtnetlink_rcv_msg)."""
 
 
 def _passing_address(kind: int, flags: int) -> bytes:
@@ -93,13 +101,21 @@ class LocalRoutes:
         """Make changes in order; return those that failed.
 
         A route of ours that is there already was added, and one that is not there was removed.
+        Raise Unsupported where none was allowed.
         """
         if not wanted:
             return {}
         with netlink.routes() as socket:
             codes = socket.request([message(one, self.protocol) for one in wanted])
-            if any(one.verb == "add" and one.address.version == 6 for one in wanted):
-                socket.request(_REMEMBERED_NO_MORE)  # refused where IPv6 is switched off
+            if all(code == errno.EPERM for code in codes):
+                raise Unsupported("CAP_NET_ADMIN", "run as root, or inside `unshare -Urnm`")
+            if any(
+                one.verb == "add" and one.address.version == 6 and not code
+                for one, code in zip(wanted, codes, strict=True)
+            ):
+                # Whatever becomes of it, the routes are made.
+                with contextlib.suppress(DataplaneError):
+                    socket.request(_REMEMBERED_NO_MORE)
         failed = {one: code for one, code in zip(wanted, codes, strict=True) if code}
         if errno.EEXIST in failed.values():
             ours = {one.address for one in self.listed() if one.protocol == self.protocol}
@@ -117,6 +133,41 @@ class LocalRoutes:
     def listed(self) -> list[SeenRoute]:
         """Return the routes to single addresses in the table local, of both families."""
         return list(_listed())
+
+
+def ipv6() -> Capability:
+    """Return whether addresses of IPv6 can become the node's."""
+    try:
+        is_off = Path("/proc/sys", _SWITCH).read_text().strip() != "0"
+    except OSError:
+        return Capability("IPv6", False, "", "a kernel with IPv6 (no ipv6.disable=1)", False)
+    if is_off:
+        return Capability("IPv6", False, "", f"{_SWITCH.replace('/', '.')}=0 (all= sets it)", False)
+    return Capability("IPv6", True, needed=False)
+
+
+_SWITCH = "net/ipv6/conf/lo/disable_ipv6"
+
+
+def is_own(address: Address) -> bool:
+    """Return whether what is sent to an address is for this node, however that comes.
+
+    Raise DataplaneError where the kernel cannot be asked.
+    """
+    six = address.version == 6
+    body = struct.pack(
+        "=BBBBBBBBI", ADDRESS_FAMILY[family_of(address)], 128 if six else 32, 0, 0, 0, 0, 0, 0, 0
+    )
+    body += attribute(1, address.packed)
+    asking = HEADER.pack(HEADER.size + len(body), _GET_ROUTE, REQUEST | ACK, 0, 0) + body
+    with netlink.routes() as socket:
+        try:
+            answers = socket.ask(asking)
+        except DataplaneError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROUTE:
+                return False
+            raise
+    return any(one[HEADER.size + 7] == _TYPE_LOCAL for one in answers)
 
 
 def told(one: Wanted, protocol: int) -> str:
@@ -182,8 +233,8 @@ def _seen(answer: bytes) -> SeenRoute | None:
 
 
 def _meaning(one: Wanted, code: int, protocol: int) -> DataplaneError:
-    if code in (errno.EPERM, errno.EACCES):
-        raise Unsupported("CAP_NET_ADMIN", "run as root, or inside `unshare -Urnm`")
+    if one.address.version == 6 and code in _NO_IPV6:
+        return Rejected(told(one, protocol), "IPv6 is switched off on lo")
     if code == errno.EEXIST:
         return Rejected(told(one, protocol), "somebody else has a local route to this address")
     if code == errno.EINVAL and one.source:

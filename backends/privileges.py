@@ -28,6 +28,19 @@ def allow_descriptors(wanted: int) -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def allowed_descriptors(wanted: int) -> int:
+    """Return what `allow_descriptors` would allow a child of this process. Changes nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        return wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, wanted))
+    except (OSError, ValueError):
+        return hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted
+
+
 def give_up_privileges(keep: int | None = None) -> list[tuple[str, str]]:
     """Become nobody, for good. Where this user namespace has no nobody, lose what root may do.
 

@@ -5,7 +5,7 @@ adds objects, compile, plan and driver in a folder of its own.
 """
 
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from msgspec import Struct
@@ -140,10 +140,9 @@ class Plan(typing.Protocol):
     def __str__(self) -> str:
         """Return the whole plan as the dataplane's own tool would be told it."""
 
-    @property
-    def due(self) -> bool:
+    def due(self, rejected: Collection[Key] = ()) -> bool:
         """Return whether the kernel is otherwise than wanted now: what only waits to be removed, or
-        is left for later use, does not count."""
+        is left for later use, does not count, nor that the `rejected` cannot be done."""
 
     @property
     def size(self) -> int:
@@ -164,6 +163,8 @@ class Committed(Struct, frozen=True):
     """
 
     rejected: dict[Key, DataplaneError]
+    withdrawn: Mapping[Key, DataplaneError] = {}
+    """What earlier commits said of virtual servers and is true no longer, as others changed."""
 
 
 class Compiler(typing.Protocol[ProgramT, PlanOut, ObservedT]):

@@ -19,6 +19,9 @@ AUTO = "auto"
 """Not a mode, but may be configured as one: the first of MODES that works on this host."""
 NEED_OWN_ADDRESSES = ("ipvs", "userspace")
 """Modes that have to know every address of this node's interfaces."""
+END_FLOWS = ("ipvs", "userspace")
+"""Modes whose removal ends the flows that they still carry. Those of the others hang on their
+conntrack entries alone, and go on."""
 _DEFAULT = DataplaneSettings()
 WITH_SKELETON = ("nftables",)
 """Modes whose own program holds the skeleton."""

@@ -95,8 +95,19 @@ class WorkerUsage(Struct, frozen=True, kw_only=True):
     open: int
     missing: int = 0
     """Listeners that it should have and has no descriptor for yet."""
+    files: int = 0
+    """How many it may have open; 0: not known."""
+    full: bool = False
+    """It accepts nothing now, for lack of descriptors or memory, or at the most connections."""
     counters: Mapping[str, int]
     """What it has counted in all, by names of its own."""
+
+
+class Silent(Struct, frozen=True):
+    """A process that forwards, and did not answer in time."""
+
+    number: int
+    pid: int
 
 
 class Usage(Struct, frozen=True):
@@ -104,6 +115,10 @@ class Usage(Struct, frozen=True):
 
     by_server: Mapping[Key, ServerUsage] = {}
     workers: tuple[WorkerUsage, ...] = ()
+    """Those that answered."""
+    silent: tuple[Silent, ...] = ()
+    wanted: int = 0
+    """Workers that there should be, those not counted that take nothing new."""
 
 
 @typing.runtime_checkable

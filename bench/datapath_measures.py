@@ -27,6 +27,8 @@ from vipd.bench.lab_errors import LabError
 
 STREAMS = 4
 """Of iperf3, so that every worker may have one."""
+OTHER_CLIENT = "client-2"
+"""Has half of the idle connections: no client may have all that a worker of vipd takes."""
 LATENCY_CONNECTIONS = 64
 REQUESTS_EACH_PROCESS = 10_000
 """So many a second one process of the open loop sends with ease."""
@@ -70,16 +72,22 @@ class Probe:
         if not (before := self._proxy.memory()):
             return
         asked, idle = self._proxy.asked, self._plan.idle
-        holder = self._start("datapath_idle", asked.address, str(asked.http), str(idle))
+        shares = ((CLIENT, idle - idle // 2), (OTHER_CLIENT, idle // 2))
+        holders = [
+            self._start("datapath_idle", asked.address, str(asked.http), str(share), host=host)
+            for host, share in shares
+        ]
         try:
-            assert holder.stdout is not None
-            if not holder.stdout.readline():
-                _, said = holder.communicate()
-                raise LabError(_last_line(said))
+            for holder in holders:
+                assert holder.stdout is not None
+                if not holder.stdout.readline():
+                    _, said = holder.communicate()
+                    raise LabError(_last_line(said))
             self.processes = self._proxy.memory()
         finally:
-            holder.kill()
-            holder.communicate()
+            for holder in holders:
+                holder.kill()
+                holder.communicate()
         resident = sum(one.rss for one in self.processes)
         self.figures["rss"] = resident / 1e6
         self.figures["pss"] = sum(one.pss for one in self.processes) / 1e6
@@ -195,10 +203,10 @@ class Probe:
             raise LabError(_last_line(said))
         return printed
 
-    def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, program: str, *arguments: str, host: str = CLIENT) -> subprocess.Popen[bytes]:
         # -P: the working directory may hold a folder called dns or bench.
         return self._lab.popen(
-            CLIENT,
+            host,
             [sys.executable, "-P", "-m", f"vipd.bench.{program}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -30,7 +30,7 @@ from vipd.dns.message import (
 from vipd.dns.opt import OptSettings, opt_record, plain_opt
 from vipd.dns.records import Rcode, Why
 from vipd.dns.replies import OPT_LENGTH, SMALLEST, Cut, Fixed, Nothing
-from vipd.dns.tails import behind, sections
+from vipd.dns.tails import joined, sections
 from vipd.dns.zone import Zone
 
 Outcome = bytes | Forward | None
@@ -38,6 +38,7 @@ Outcome = bytes | Forward | None
 
 _TCP_SIZE = 65535
 _MOST_MANNERS = 1024
+"""Of each transport; then all are met anew. Clients ask in about ten."""
 _ONE = b"\x00\x01"
 
 
@@ -66,6 +67,8 @@ class Answers:
         identity = settings.identity.encode()
         self._opt = OptSettings(size=settings.udp_size, identity=identity, idle=idle)
         zone.prebuilt.most = settings.prebuilt_bytes
+        self.bad_versions = 0
+        """Replies BADVERS, whose rcode does not fit the header: there it is NOERROR."""
         self._available = RECURSION_AVAILABLE if settings.forwards else 0
         self._manners: dict[bool, dict[bytes, _Manner]] = {True: {}, False: {}}
         """By whether it is UDP, and all bytes of a query but its id and question."""
@@ -82,11 +85,13 @@ class Answers:
         flags = theirs & (0x000F | (TRUNCATED if udp else 0))
         if query.dnssec_ok or query.flags & AUTHENTIC:
             flags |= theirs & AUTHENTIC
+        for one in got.before:
+            flags &= ~AUTHENTIC | int.from_bytes(one[2:4])
         opt, room = self._opt_and_room(query, udp, 0, got.extended_error)
-        if forward.before:
-            found = behind(got.message, question, query.key, forward.before, self.zone.settings.ttl)
-            cut = found.cut(room) if found else None
-            flags |= AUTHORITATIVE
+        if forward.before or got.before:
+            ttl, messages = self.zone.settings.ttl, (*got.before, got.message)
+            cut = joined(messages, question, query.key, forward.before, ttl, room)
+            flags |= AUTHORITATIVE if forward.before else 0
         else:
             cut = sections(got.message, question, room)
         if cut is None:
@@ -96,7 +101,10 @@ class Answers:
     def refuse(self, data: bytes) -> bytes | None:
         """Return REFUSED to one who may not ask, None to what is no query."""
         try:
-            return self._said(parse(data), Said(Rcode.REFUSED, why=Why.PROHIBITED), udp=True)
+            query = parse(data)
+            if query.edns is not None:  # strangers are told nothing that they ask for beside
+                query = query._replace(edns=query.edns._replace(options=()))
+            return self._said(query, Said(Rcode.REFUSED, why=Why.PROHIBITED), udp=True)
         except Malformed as bad:
             return bad.reply
 
@@ -148,8 +156,9 @@ class Answers:
             return bad.reply
         if manner is None and _is_plain(query, len(data) - end):
             manners = self._manners[udp]
-            if len(manners) < _MOST_MANNERS:
-                manners[data[2:HEADER] + data[end:]] = manner = self._manner(query, udp)
+            if len(manners) >= _MOST_MANNERS:
+                manners.clear()  # whoever asks in every way there is must not make all others slow
+            manners[data[2:HEADER] + data[end:]] = manner = self._manner(query, udp)
         said = self._decisions.decide(query)
         if isinstance(said, Forward):
             return said
@@ -172,6 +181,8 @@ class Answers:
         return _Manner(query, heads[0], heads[1], heads[2], opt, self._limit(query, udp))
 
     def _said(self, query: Query, said: Said, *, udp: bool) -> bytes:
+        if said.rcode == Rcode.BADVERS:
+            self.bad_versions += 1
         opt, room = self._opt_and_room(query, udp, said.rcode, said.why)
         flags = said.rcode & 0x000F | (AUTHORITATIVE if said.authoritative else 0)
         return self._message(query, flags, said.reply.cut(room), opt, udp)

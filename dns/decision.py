@@ -25,9 +25,10 @@ _NO_DATA_TYPES = frozenset((0, Type.OPT, *range(128, 255)))
 """Types that no record has (RFC 6895 3.1); ANY is not among them."""
 _KEPT_WITHOUT_RECORDS = frozenset((Type.A, Type.AAAA, Type.SRV, Type.HTTPS, Type.SVCB, Type.TXT))
 """Types that clients ask for; replies to others are not kept where there is no such record."""
-
-
-_USUAL = frozenset(one.to_bytes(2) + CLASS_IN.to_bytes(2) for one in _KEPT_WITHOUT_RECORDS)
+_USUAL = frozenset(
+    (one.to_bytes(2) + CLASS_IN.to_bytes(2)).lower() for one in _KEPT_WITHOUT_RECORDS
+)
+"""As behind a name in lower case: 65 is 97 there, a type that nothing has either."""
 
 
 class AnswerSettings(Struct, frozen=True, kw_only=True):

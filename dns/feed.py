@@ -7,7 +7,8 @@ What is to be told is kept as names only, and looked up in the newest snapshot w
 process that is slow gets the last state of each, and what waits for it is bounded by what there is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -17,8 +18,10 @@ from vipd.proxy.model import Namespace, Pod
 from vipd.proxy.names import Address, NamespacedName
 from vipd.proxy.snapshot import Snapshot, Touched
 
+T = TypeVar("T")
 MOST_AT_ONCE = 500
-"""Services or pods in one portion: a process reads it in about 2 ms, in which it answers nobody."""
+"""Services, pods or sources in one portion: a process reads them in about 2 ms each, in which it
+answers nobody."""
 
 
 class Portion(Struct, array_like=True, frozen=True):
@@ -29,8 +32,11 @@ class Portion(Struct, array_like=True, frozen=True):
     put_pods: tuple[PodFacts, ...] = ()
     drop_pods: tuple[NamespacedName, ...] = ()
     namespaces: frozenset[str] | None = None
-    allow: tuple[str, ...] | None = None
-    """CIDRs of the cluster's nodes and pods, and this node's own addresses."""
+    admit: tuple[str, ...] = ()
+    """Sources that may ask: CIDRs of the cluster's nodes and pods, and this node's own addresses.
+    They may have been told before."""
+    expel: tuple[str, ...] = ()
+    """Sources that may not any more, or never might."""
 
 
 class Kept:
@@ -43,14 +49,23 @@ class Kept:
         self.namespaces: set[str] = set()
         self.own: tuple[Address, ...] = ()
         """This node's addresses."""
+        self.sources: dict[str, int] = {}
+        """Who may ask, as far as the cluster says: this node, all nodes and their pods. With each,
+        how many say so."""
+        self.serial = 0
+        """When names were changed last, in seconds since 1970: all processes tell the same."""
         self.synced = False
         """Whether the source has told everything that existed at its start."""
 
+    def stamp(self, changed: "Changed", now: float) -> None:
+        """Note when names were changed; it never goes back."""
+        if changed.services or changed.pods or changed.namespaces:
+            self.serial = max(self.serial, int(now))
+
     def take_own(self, addresses: tuple[Address, ...]) -> "Changed":
         """Take this node's addresses."""
-        changed = addresses != self.own
-        self.own = addresses
-        return Changed(allow=changed)
+        before, self.own = self.own, addresses
+        return Changed(sources=self._take_sources(map(str, before), map(str, addresses)))
 
     def take(
         self, events: Iterable[Event], before: Snapshot, after: Snapshot, touched: Touched
@@ -80,8 +95,25 @@ class Kept:
             services,
             pods,
             namespaces=gone or had != len(self.namespaces),
-            allow=bool(touched.nodes),
+            sources=self._take_sources(
+                _sources(before, touched.nodes), _sources(after, touched.nodes)
+            ),
         )
+
+    def _take_sources(self, before: Iterable[str], after: Iterable[str]) -> list[str]:
+        """Count sources that were said and those that are; return those that come or go."""
+        changed: dict[str, int] = {}
+        for step, texts in ((-1, before), (1, after)):
+            for text in texts:
+                changed[text] = changed.get(text, 0) + step
+        found = []
+        for text, step in changed.items():
+            had = self.sources.pop(text, 0)
+            if had + step:
+                self.sources[text] = had + step
+            if bool(had) != bool(had + step):
+                found.append(text)
+        return found
 
     def _take_pod(self, name: NamespacedName, facts: PodFacts | None) -> Sequence[NamespacedName]:
         if self.pods is None or self.pods.get(name) == facts:
@@ -95,15 +127,8 @@ class Kept:
     def everything(self) -> "Changed":
         """Return the names of all there is."""
         return Changed(
-            list(self.snapshot.services), list(self.pods or ()), namespaces=True, allow=True
+            list(self.snapshot.services), list(self.pods or ()), list(self.sources), namespaces=True
         )
-
-    def sources(self) -> tuple[str, ...]:
-        """Return who may ask, as far as the cluster says: this node, all nodes and their pods."""
-        found = dict.fromkeys(map(str, self.own))
-        for node in self.snapshot.nodes.values():
-            found |= dict.fromkeys(map(str, (*node.addresses, *node.pod_cidrs)))
-        return tuple(found)
 
 
 class Changed(Struct, frozen=True):
@@ -111,11 +136,11 @@ class Changed(Struct, frozen=True):
 
     services: Sequence[NamespacedName] = ()
     pods: Sequence[NamespacedName] = ()
+    sources: Sequence[str] = ()
     namespaces: bool = False
-    allow: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.pods or self.namespaces or self.allow)
+        return bool(self.services or self.pods or self.sources or self.namespaces)
 
 
 class Untold:
@@ -124,17 +149,18 @@ class Untold:
     def __init__(self) -> None:
         self._services: dict[NamespacedName, None] = {}
         self._pods: dict[NamespacedName, None] = {}
-        self._namespaces = self._allow = False
+        self._sources: dict[str, None] = {}
+        self._namespaces = False
 
     def __bool__(self) -> bool:
-        return bool(self._services or self._pods or self._namespaces or self._allow)
+        return bool(self._services or self._pods or self._sources or self._namespaces)
 
     def note(self, changed: Changed) -> None:
         """Note that it has to be told."""
         self._services |= dict.fromkeys(changed.services)
         self._pods |= dict.fromkeys(changed.pods)
+        self._sources |= dict.fromkeys(changed.sources)
         self._namespaces |= changed.namespaces
-        self._allow |= changed.allow
 
     def portion(self, kept: Kept) -> Portion:
         """Take the next portion of it, as it is now."""
@@ -152,19 +178,29 @@ class Untold:
                 drop_pods.append(name)
             else:
                 put_pods.append(found)
+        sources = _first(self._sources)
         made = Portion(
             tuple(put),
             tuple(drop),
             tuple(put_pods),
             tuple(drop_pods),
             frozenset(kept.namespaces) if self._namespaces else None,
-            kept.sources() if self._allow else None,
+            tuple([one for one in sources if one in kept.sources]),
+            tuple([one for one in sources if one not in kept.sources]),
         )
-        self._namespaces = self._allow = False
+        self._namespaces = False
         return made
 
 
-def _first(names: dict[NamespacedName, None]) -> list[NamespacedName]:
+def _sources(snapshot: Snapshot, nodes: Iterable[str]) -> Iterator[str]:
+    """Return the sources that some nodes stand for."""
+    for name in nodes:
+        node = snapshot.nodes.get(name)
+        if node is not None:
+            yield from map(str, (*node.addresses, *node.pod_cidrs))
+
+
+def _first(names: dict[T, None]) -> list[T]:
     """Take the first names, a portion of them."""
     found = [name for name, _ in zip(names, range(MOST_AT_ONCE), strict=False)]
     for name in found:

@@ -19,20 +19,21 @@ class Source:
     __slots__ = ("_questions", "_round")
 
     def __init__(self) -> None:
-        self._questions: list[bytes] | None = None
+        self._questions: dict[bytes, None] | None = None
         self._round = 0
 
     def add(self, question: bytes, current: int) -> None:
         """Remember that a reply is made of this; those of rounds before the current are gone."""
         if self._questions is None or self._round != current:
-            self._questions, self._round = [], current
-        self._questions.append(question)
+            self._questions, self._round = {}, current
+        # Again and again, where another source of the same reply changes: once is enough.
+        self._questions[question] = None
 
     def take_questions(self) -> list[bytes]:
         """Return the questions whose replies are made of this, and forget them."""
-        found = self._questions or []
+        found = self._questions or {}
         self._questions = None
-        return found
+        return list(found)
 
 
 class Prebuilt:

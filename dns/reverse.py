@@ -15,6 +15,9 @@ from vipd.dns.names import IN_ADDR, IP6, reverse_part, starts
 from vipd.dns.service_names import ServiceNames
 from vipd.proxy.names import Network
 
+MOST_TOUCHED = 100
+"""Addresses that are put in their places one by one, 5 us each; more are sorted with the others."""
+
 
 class At(Enum):
     """What a reverse name is."""
@@ -62,7 +65,9 @@ class ReverseNames:
         self._services: dict[bytes, ServiceNames | tuple[ServiceNames, ...]] = {}
         """Nearly all have one: a tuple for each would cost as much as the rest."""
         self._sorted: dict[int, list[bytes]] = {}
-        """By length of the address; made when asked for, after a change."""
+        """By length of the address; made when asked for."""
+        self._touched: dict[int, set[bytes]] = {4: set(), 16: set()}
+        """Addresses that may have come or gone since it was made."""
         self._cuts: dict[_Tree, list[_Cut]] = {tree: [] for tree in _TREES.values()}
         for one in networks:
             tree, bits = _TREES[one.version], one.prefixlen
@@ -75,7 +80,7 @@ class ReverseNames:
         """Let a service have an address."""
         others = self.services(packed)
         self._services[packed] = (*others, service) if others else service
-        self._sorted.pop(len(packed), None)
+        self._touch(packed)
 
     def remove(self, packed: bytes, service: ServiceNames) -> None:
         """Take an address from a service that has it."""
@@ -83,7 +88,7 @@ class ReverseNames:
         del self._services[packed]
         if rest:
             self._services[packed] = rest if len(rest) > 1 else rest[0]
-        self._sorted.pop(len(packed), None)
+        self._touch(packed)
 
     def services(self, packed: bytes) -> tuple[ServiceNames, ...]:
         """Return the services that have an address."""
@@ -131,12 +136,34 @@ class ReverseNames:
         """Return whether an address begins with a number of that many labels."""
         rest = (tree.most - depth) * tree.unit
         low, high = tree.packed(value << rest), tree.packed((value + 1 << rest) - 1)
-        found = self._sorted.get(len(low))
-        if found is None:
-            found = sorted([packed for packed in self._services if len(packed) == len(low)])
-            self._sorted[len(low)] = found
+        found = self._in_order(len(low))
         first = bisect_left(found, low)
         return first < len(found) and found[first] <= high
+
+    def _touch(self, packed: bytes) -> None:
+        """Note that an address may have come or gone."""
+        touched = self._touched[len(packed)]
+        touched.add(packed)
+        if len(touched) > MOST_TOUCHED:
+            touched.clear()
+            self._sorted.pop(len(packed), None)
+
+    def _in_order(self, length: int) -> list[bytes]:
+        """Return the addresses of one length, in order."""
+        found, touched = self._sorted.get(length), self._touched[length]
+        if found is None:
+            found = sorted([packed for packed in self._services if len(packed) == length])
+            self._sorted[length] = found
+        else:
+            for packed in touched:
+                at = bisect_left(found, packed)
+                is_there = at < len(found) and found[at] == packed
+                if is_there and packed not in self._services:
+                    del found[at]
+                elif packed in self._services and not is_there:
+                    found.insert(at, packed)
+        touched.clear()
+        return found
 
 
 def _tree_of(key: bytes) -> _Tree | None:

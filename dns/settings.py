@@ -4,20 +4,25 @@ Lives here: the settings, what makes them wrong, and what the zone and its answe
 Pure. Must not: read files or flags (proxy/config.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from vipd.dns.decision import AnswerSettings
+from vipd.dns.forward.hosts import parse_hosts
 from vipd.dns.forward.settings import ForwardSettings, Problem
 from vipd.dns.forward.settings import problems as problems_of_forwarding
-from vipd.dns.names import wire
+from vipd.dns.forward.static import parse_record
+from vipd.dns.names import starts, text_of, wire
+from vipd.dns.reverse import ReverseNames
 from vipd.dns.zone import ZoneSettings
-from vipd.proxy.names import Address, parse_address, parse_network
+from vipd.proxy.names import Address, Network, parse_address, parse_network
 
 DNS_PORT, HTTP_PORT = 53, 9153
 MOST_WORKERS = 64
+MOST_LISTENS = 64
+"""Addresses, each with two sockets in every worker."""
 T = TypeVar("T")
 
 
@@ -36,7 +41,8 @@ class DnsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """How the cluster's names are answered, where, and for whom."""
 
     listen: tuple[str, ...] = ()
-    """ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT; port 53 where none is said. Empty: no DNS server."""
+    """ADDRESS, ADDRESS:PORT or [ADDRESS]:PORT; port 53 where none is said; at most 64. Empty: no
+    DNS server."""
     domains: tuple[str, ...] = ("cluster.local",)
     """Cluster domains, all with the same names; those in PTR records end in the first."""
     ttl: int = 5
@@ -84,7 +90,8 @@ class DnsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Questions, 1 to 100000, that wait for upstreams in one worker; more get SERVFAIL. About 5 KB
     each."""
     waiting_of_client: int = 500
-    """The same of one address: a pod must not take all places."""
+    """The same of one address: a pod must not take all places. Of the questions that are under way
+    at upstreams it has a part of its own (`forward.questions_of_upstream`)."""
     prebuilt_bytes: int = 48 << 20
     """Bytes, 1 MiB to 1 GiB, of replies that a worker keeps ready; those of 10,000 services take
     about 10 MB."""
@@ -130,6 +137,9 @@ _LEAST_AND_MOST: tuple[tuple[str, str, float, float], ...] = (
 def problems(settings: DnsSettings) -> list[Problem]:
     """Return all that is wrong, in the order of the fields; empty where nothing is."""
     found: list[Problem] = []
+    for field, texts in (("listen", settings.listen), ("http", settings.http)):
+        if len(texts) > MOST_LISTENS:
+            found.append(Problem(field, f"{len(texts)} addresses; at most {MOST_LISTENS}"))
     for at, text in enumerate(settings.listen):
         found += _tried(f"listen[{at}]", parse_listen, text)
     for at, text in enumerate(settings.http):
@@ -149,10 +159,47 @@ def problems(settings: DnsSettings) -> list[Problem]:
     for field, text in (("identity", settings.identity), ("version", settings.version)):
         if len(text.encode()) > 255:
             found.append(Problem(field, "is longer than 255 bytes"))
-    return found + [
+    of_forwarding = [
         Problem(f"forward.{one.field}", one.reason)
         for one in problems_of_forwarding(settings.forward)
     ]
+    if not found and not of_forwarding:
+        of_forwarding = list(_never_used(settings))
+    return found + of_forwarding
+
+
+def _never_used(settings: DnsSettings) -> Iterator[Problem]:
+    """Yield what is said of names that the cluster's zone answers for: nobody would be told it.
+
+    Of `reverse` only what is written there is known here.
+    """
+    forward = settings.forward
+    networks = [parse_network(one) for one in settings.reverse or ()]
+    names = [(f"stubDomains[{one}]", one, wire(one)) for one in forward.stub_domains]
+    for at, line in enumerate(forward.hosts):
+        hosts = parse_hosts(line).hosts
+        names += [(f"hosts[{at}]", text_of(one.name), one.name) for one in hosts]
+    for at, text in enumerate(forward.records):
+        name = parse_record(text, forward.hosts_ttl).name
+        names.append((f"records[{at}]", text_of(name), name))
+    for field, text, name in names:
+        owner = _zone_of(name, settings.domains, networks)
+        if owner:
+            why = f"{text!r} is in {owner}, which is answered from the cluster's objects alone"
+            yield Problem(f"forward.{field}", f"{why}: it would never be used")
+
+
+def _zone_of(name: bytes, domains: Sequence[str], networks: Sequence[Network]) -> str:
+    """Return in words where a name lies that the cluster's zone answers for; empty: nowhere."""
+    lower = name.lower()
+    ends = {lower[at:] for at in starts(lower)}
+    for one in domains:
+        if wire(one) in ends:
+            return f"the cluster domain {one}"
+    for network in networks:
+        if ReverseNames([network]).place(lower) is not None:
+            return f"the reverse zone of {network}"
+    return ""
 
 
 def parse_listen(text: str) -> Listen:
@@ -185,6 +232,9 @@ def _place(text: str, default_port: int) -> Listen:
         raise ValueError(f"{text!r} has no number behind the colon")
     if int(digits) > 65535:
         raise ValueError(f"{text!r}: {digits} is no port")
+    if address.version == 6 and (address.is_link_local or "%" in host):
+        why = "an IPv6 address of one interface's link; name one that is the node's"
+        raise ValueError(f"{text!r} is {why}")
     if address.is_multicast:
         raise ValueError(f"{text!r} is a multicast address")
     return Listen(address, int(digits))

@@ -18,6 +18,8 @@ from vipd.dns.records import Type
 from vipd.dns.search_list import candidates
 
 MOST_CNAMES = 10
+NO_NAME = "no such name (NXDOMAIN)"
+"""The ending of a name that does not exist."""
 
 
 class Trace(Struct, frozen=True, kw_only=True):
@@ -101,7 +103,7 @@ def _trace(key: bytes, kind: int, known: Known, left: int) -> Trace:
 def _ending(found: Found, kind: int) -> str:
     match found.ending:
         case Ending.NO_NAME:
-            return "no such name (NXDOMAIN)"
+            return NO_NAME
         case Ending.NOT_READY:
             return "not known yet: not all objects have been read (SERVFAIL)"
         case _:

@@ -64,7 +64,6 @@ class Zone:
         self._services: dict[bytes, ServiceNames] = {}
         self._namespaces = Namespaces(settings.exposed)
         self._pods = PodNames(settings.pods)
-        self._changed = True
         self.serial = 1
 
     def put(self, facts: ServiceFacts) -> bool:
@@ -99,35 +98,27 @@ class Zone:
 
     def put_pod(self, facts: PodFacts) -> bool:
         """Take a pod as it is now (matters where pods are "verified"). Return as `put`."""
-        changed = self._pods.put(facts)
-        self._changed |= changed
-        return changed
+        return self._pods.put(facts)
 
     def drop_pod(self, name: NamespacedName) -> bool:
         """Forget a pod. Return whether there was one."""
-        changed = self._pods.drop(name)
-        self._changed |= changed
-        return changed
+        return self._pods.drop(name)
 
     def namespaces(self, names: frozenset[str] | None) -> bool:
         """Take the names of all namespaces; None: those exist that have a service (the default).
 
         A namespace that has a service exists in any case. Return whether the names are others.
         """
-        changed = self._namespaces.tell(names)
-        self._changed |= changed
-        return changed
+        return self._namespaces.tell(names)
 
     def stamp(self, now: int) -> None:
-        """Raise the serial to `now` (seconds since 1970) if anything changed since the last call.
+        """Raise the serial to when anything was changed last (seconds since 1970).
 
-        To be called after each batch of changes. The serial never goes back (RFC 1982), and stands
-        still only within a second.
+        It never goes back (RFC 1982).
         """
         now &= 0xFFFFFFFF
-        if self._changed and 0 < (now - self.serial) & 0xFFFFFFFF < 1 << 31:
+        if 0 < (now - self.serial) & 0xFFFFFFFF < 1 << 31:
             self.serial = now
-        self._changed = False
 
     @property
     def serial(self) -> int:
@@ -156,7 +147,9 @@ class Zone:
         `find` says. Search lists turn names of others into such ones, so most questions may be so.
         """
         for apex in self._apexes:
-            if key.endswith(apex.services) and self.synced:
+            if key.endswith(apex.domain):  # of nested domains the inner one, as in `find`
+                if not (key.endswith(apex.services) and self.synced):
+                    return None
                 labels = starts_if_good(key)
                 begins = len(key) - len(apex.services)
                 if labels is None or begins not in labels:
@@ -228,7 +221,6 @@ class Zone:
         self, service: ServiceNames, before: tuple[bytes, ...], after: tuple[bytes, ...]
     ) -> None:
         """Drop the replies made of a service, and let its addresses have their names."""
-        self._changed = True
         self.prebuilt.drop(service.take_questions())
         old, new = set(before), set(after)
         for packed in before:

@@ -17,7 +17,7 @@ from vipd.dns.server.service import DnsService
 from vipd.proxy import views
 from vipd.proxy.config import Config
 from vipd.proxy.control import Reader
-from vipd.proxy.counted import WorkerView, worker
+from vipd.proxy.counted import worker
 from vipd.proxy.departures import Departures
 from vipd.proxy.environment import Environment, checked, environment, wanted
 from vipd.proxy.errors import ControlError, DataplaneError
@@ -25,7 +25,14 @@ from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.question import question
 from vipd.proxy.sources.protocol import Source
-from vipd.proxy.status import DnsView, Status, SwitchReport, judged
+from vipd.proxy.status import (
+    DnsView,
+    Status,
+    SwitchReport,
+    judged,
+    worker_notes,
+    worker_trouble,
+)
 from vipd.proxy.switch import LONGEST_DRAIN_SECONDS
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
@@ -33,6 +40,7 @@ from vipd.proxy.version import VERSION
 
 COUNTERS, WORKERS = "counters", "workers"
 """Arguments of the requests `services` and `status`."""
+NOT_OURS = "the address is not this node's, so no question comes there"
 PATIENCE_SECONDS = 2.0
 """How long the status waits for workers: it has more to say than what they do."""
 
@@ -84,7 +92,7 @@ class Answers:
 
         The pure work is done off the event loop.
         """
-        workers, silence = await self._workers() if argument == WORKERS else ((), ())
+        usage, silence = await self._workers() if argument == WORKERS else (Usage(), ())
         dns = await self._dns_view() if argument == WORKERS else None
         sync, switching = self._sync, self._switching
         table, serving = sync.table, switching.serving
@@ -109,17 +117,25 @@ class Answers:
             problems=tuple(str(error) for error in sync.problems.values()),
             conflicts=tuple(map(str, table.contested.values())),
             rejected=tuple(views.rejected(table, serving.rejected)),
-            notes=(*notes, *silence),
+            notes=(*notes, *worker_notes(usage)),
             passed_over=views.passed_over(self._source.passed_over),
             why_mode=switching.why,
             switch=switching.report,
-            trouble=(*switching.draining.failures.values(), *filter(None, [switching.trouble()])),
+            trouble=(
+                *switching.draining.failures.values(),
+                *filter(None, [switching.trouble()]),
+                *(f"DNS at {one}: {NOT_OURS}" for one in self._dns.elsewhere),
+                *silence,
+                *worker_trouble(usage),
+            ),
             drains=switching.drains(),
             departed=self._departures.pending,
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
             dns_listen=tuple(map(str, self._dns.listens)),
+            dns_elsewhere=tuple(map(str, self._dns.elsewhere)),
             repairs=switching.repairs.view(),
-            workers=workers,
+            workers=tuple(map(worker, usage.workers)),
+            workers_wanted=usage.wanted,
             dns=dns,
         )
         return judged(said)
@@ -144,38 +160,42 @@ class Answers:
         told = await asyncio.to_thread(views.services, servers, usage.by_server, rejected)
         return [*told, *dns]
 
-    async def _workers(self) -> tuple[tuple[WorkerView, ...], tuple[str, ...]]:
-        """Return the workers of the serving dataplane, and a sentence where they do not answer."""
+    async def _workers(self) -> tuple[Usage, tuple[str, ...]]:
+        """Return what workers of the serving dataplane say, and a sentence where nobody answers."""
         driver = self._switching.serving.driver
         if not isinstance(driver, Counting):
-            return (), ()
+            return Usage(), ()
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                usage = await driver.usage(())
+                return await driver.usage(()), ()
         except (DataplaneError, TimeoutError) as error:
             why = str(error) or f"nothing within {PATIENCE_SECONDS:g} s"
-            return (), (f"workers do not answer: {why}",)
-        return tuple(map(worker, usage.workers)), ()
+            return Usage(), (f"workers do not answer: {why}",)
 
     async def _dns_view(self) -> DnsView | None:
         if not self._dns.listens:
             return None
         told = await self._dns.told()
-        upstreams: dict[str, bool] = {}
+        up: dict[str, bool] = {}
+        heard: set[str] = set()
         for one in told:
             for name, labels, value in one.samples:
+                at = dict(labels).get("to", "")
                 if name == "vipd_dns_forward_upstream_down":
-                    at = dict(labels)["to"]
-                    upstreams[at] = upstreams.get(at, True) and not value
+                    up[at] = up.get(at, True) and not value
+                elif name == "vipd_dns_forward_upstream_round_trip_seconds":
+                    heard.add(at)
         return DnsView(
             workers=len(told),
-            wanted=self._dns.settings.workers,
+            wanted=self._dns.wanted,
             restarts=self._dns.restarts,
             synced=bool(told) and all(one.synced for one in told),
             services=max((one.services for one in told), default=0),
             questions=sum(sum(one.types.values()) for one in told),
             failed=sum(one.rcodes.get("SERVFAIL", 0) for one in told),
-            upstreams=upstreams,
+            upstreams={
+                at: None if is_up and at not in heard else is_up for at, is_up in up.items()
+            },
         )
 
     async def program(self, _: str = "") -> Raw:

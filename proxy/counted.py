@@ -65,6 +65,10 @@ class WorkerView(Struct, frozen=True):
     """What it has counted in all since it began."""
     missing: int = 0
     """Listeners that it should have and cannot have yet."""
+    files: int = 0
+    """How many files it may have open; 0: not known."""
+    full: bool = False
+    """It accepts nothing now, for lack of descriptors or memory, or at the most connections."""
 
 
 def counters(told: ServerUsage) -> CountersView:
@@ -104,4 +108,6 @@ def worker(told: WorkerUsage) -> WorkerView:
         open=told.open,
         counters=dict(told.counters),
         missing=told.missing,
+        files=told.files,
+        full=told.full,
     )

@@ -10,8 +10,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Collection
-from ipaddress import ip_network
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ import structlog
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
-from vipd.dns.server import way
 from vipd.dns.server.service import DnsService
 from vipd.proxy import control, instance, lean, record
 from vipd.proxy.answers import Answers
 from vipd.proxy.choice import begin, choose, require
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
+from vipd.proxy.dns_way import DnsWay
 from vipd.proxy.errors import Unsupported
+from vipd.proxy.events import Event
 from vipd.proxy.notify import notify, watchdog
 from vipd.proxy.reload import Reloading
-from vipd.proxy.resolve import left_to_dns
+from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.protocol import Source
 from vipd.proxy.switching import Switching
@@ -85,19 +85,31 @@ async def run(config: Config, source: Source, flags: Flags | None = None) -> Non
     def on_commit(keys: Collection[Key]) -> None:
         departures.committed(keys)
         unreplied.committed(keys)
+        dns_way.committed(keys)
+
+    def on_fold(
+        events: Sequence[Event], before: Snapshot, after: Snapshot, touched: Touched
+    ) -> None:
+        dns.take(events, before, after, touched)
+        dns_way.note(before, after, touched)
 
     node = config.node
     dns = DnsService(config.dns, state_directory, node.cluster_cidrs, node.service_cidrs)
 
     async def change_dns(changed: Config) -> list[str]:
-        needed = await dns.change(changed.dns)
-        sync.leave_to_dns(changed.node.dns_listens)
-        return needed
+        return await dns_way.change(changed, lambda: dns.change(changed.dns))
+
+    def on_hangup() -> None:
+        dns_way.look()
+        if flags is None or flags.config is None:
+            log.info("nothing is read again: there is no configuration file (--config)")
+        else:
+            reloading.ask()
 
     reloading = Reloading(flags or Flags(), {"dns": change_dns}, dns.reread)
-    if flags is not None and flags.config is not None:
-        loop.add_signal_handler(signal.SIGHUP, reloading.ask)
-    sync = Sync(node, on_update, dns.take)
+    sync = Sync(node, on_update, on_fold)
+    dns_way = DnsWay(dns, sync)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     own_addresses = FollowedAddresses(sync.take, NEED_OWN_ADDRESSES)
     switching = Switching(
         sync,
@@ -134,7 +146,7 @@ async def run(config: Config, source: Source, flags: Flags | None = None) -> Non
                 _following(sync, source),
                 _serving(switching, config),
                 departures.run(),
-                _preparing(dns, sync),
+                dns_way.run(),
                 reloading.run(),
             )
         ]
@@ -168,24 +180,6 @@ async def _following(sync: Sync, source: Source) -> None:
     """Follow the source; once it has ended, keep serving what it said."""
     await sync.run(source.events())
     await asyncio.Event().wait()
-
-
-async def _preparing(dns: DnsService, sync: Sync) -> None:
-    """Let questions come to the DNS server without connection tracking.
-
-    Before the first list only the settings tell which addresses are cluster IPs.
-    """
-    await way.prepare(dns.listens, sync.settings.service_cidrs, whole=False)
-    await dns.in_step()
-    while True:
-        dns.moved.clear()
-        found = {
-            ip_network(str(key.address))
-            for service in sync.snapshot.services.values()
-            for _, key, _ in left_to_dns(service, sync.settings.dns_listens)
-        }
-        await way.prepare(dns.listens, (*sync.table.network.service_cidrs, *found))
-        await dns.moved.wait()
 
 
 async def _serving(switching: Switching, config: Config) -> None:

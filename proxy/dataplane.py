@@ -11,7 +11,7 @@ observe, then plan everything; rejected → reported, and tried again seldom, or
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import structlog
@@ -36,6 +36,7 @@ class _Done(Struct, frozen=True):
     changed: Collection[Key]
     rejected: dict[Key, DataplaneError]
     objects: int
+    withdrawn: Mapping[Key, DataplaneError] = {}
 
 
 class Dataplane:
@@ -146,7 +147,7 @@ class Dataplane:
             said, failure = "", None
             try:
                 plan, _ = self.compiler.plan(await self.driver.observe(), self.program)
-                said = str(plan) if plan.due else ""
+                said = str(plan) if plan.due(self.rejected) else ""
             except DataplaneError as error:
                 failure = error
             questions, self._questions = self._questions, []
@@ -219,9 +220,10 @@ class Dataplane:
     async def _commit_changes(self, changes: Changes) -> _Done:
         before = self.program
         plan, after = self.compiler.plan_changes(before, changes)
-        rejected = (await self.driver.commit(plan)).rejected
+        done = await self.driver.commit(plan)
+        rejected = done.rejected
         self.program = self.compiler.without(before, after, rejected) if rejected else after
-        return _Done(changes.virtual_servers.keys(), rejected, plan.size)
+        return _Done(changes.virtual_servers.keys(), rejected, plan.size, done.withdrawn)
 
     async def _commit_all(self, table: Table) -> _Done:
         """Observe the kernel and commit the difference to the whole table."""
@@ -285,7 +287,11 @@ class Dataplane:
 
     def _settled(self, done: _Done, *, full: bool) -> None:
         rejected = done.rejected
-        for key in done.changed:
+        # What the driver refused itself stands, whatever is withdrawn.
+        withdrawn = [
+            key for key, why in done.withdrawn.items() if str(self.rejected.get(key)) == str(why)
+        ]
+        for key in (*done.changed, *withdrawn):
             if key not in rejected and self.rejected.pop(key, None) is not None:
                 log.info("accepted", mode=self.mode, virtual_server=str(key))
         for key, error in rejected.items():

@@ -22,7 +22,7 @@ from vipd.proxy.decode_service import service
 from vipd.proxy.decode_topology import namespace, node, pod, service_cidr
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Kind
-from vipd.proxy.model import KubernetesObject, Service
+from vipd.proxy.model import EndpointSlice, Flaw, KubernetesObject, Service
 from vipd.proxy.names import NamespacedName
 
 Decoded = KubernetesObject | Endpoints
@@ -114,11 +114,16 @@ def decode_kind(kind: Kind, raw: Bytes, origin: str) -> KubernetesObject | None:
 
 def flaws(value: Decoded | None, origin: str, thing: str) -> ManifestError | None:
     """Return what was left out of an object, as one error; None where nothing was."""
-    if not isinstance(value, Service) or not value.flaws:
+    found: tuple[Flaw, ...] = ()
+    if isinstance(value, Service | EndpointSlice):
+        found = value.flaws
+    elif isinstance(value, Endpoints):  # its slices of two families have the same ports
+        found = tuple(dict.fromkeys(flaw for one in value.slices for flaw in one.flaws))
+    if not found:
         return None
-    first, *others = value.flaws
+    first, *others = found
     named = [f"{one.field}: {one.why}" for one in others[: MOST_FLAWS - 1]]
-    more = len(value.flaws) - MOST_FLAWS
+    more = len(found) - MOST_FLAWS
     why = "; ".join((first.why, *named, *([f"and {more} more"] if more > 0 else [])))
     return ManifestError(origin, thing, first.field, f"{why} (left out; the rest is served)")
 

@@ -22,7 +22,7 @@ from vipd.proxy.decode_raw import (
     Reference,
 )
 from vipd.proxy.decode_service import HEADLESS
-from vipd.proxy.model import EndpointSlice, SliceEndpoint, SlicePort
+from vipd.proxy.model import EndpointSlice, Flaw, SliceEndpoint, SlicePort
 from vipd.proxy.names import Address, Family, NamespacedName, Protocol, family_of
 
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -63,6 +63,7 @@ def endpoint_slice(raw: RawSlice) -> EndpointSlice | None:
         family=family,
         endpoints=tuple(endpoints),
         ports=_ports(raw.ports, "ports"),
+        flaws=_flaws(raw.ports, "ports"),
         headless=HEADLESS in labels,
         triggered=_triggered(metadata),
     )
@@ -131,6 +132,17 @@ def _ports(raws: list[RawPort] | None, field: str) -> tuple[SlicePort, ...]:
     )
 
 
+def _flaws(raws: list[RawPort] | None, field: str) -> tuple[Flaw, ...]:
+    """Return the ports whose number is none; one without a number is legal."""
+    return tuple(
+        [
+            Flaw(f"{field}[{i}].port", "0 is not a port number (1-65535)")
+            for i, raw in enumerate(raws or ())
+            if raw.port == 0
+        ]
+    )
+
+
 def _triggered(metadata: Metadata) -> datetime | None:
     """Return the time of the change behind this slice, None if it is no time (as upstream does)."""
     text = metadata.annotations.get(TRIGGERED) if metadata.annotations else None
@@ -158,6 +170,7 @@ def endpoints(raw: RawEndpoints) -> Endpoints:
                 found = _old_endpoint(each, ready, f"{field}.{list_name}[{j}]")
                 families.setdefault(family_of(found.address), []).append(found)
         ports = _ports(subset.ports, f"{field}.ports")
+        flaws = _flaws(subset.ports, f"{field}.ports")
         slices.extend(
             EndpointSlice(
                 name=NamespacedName(name.namespace, f"{name.name}~endpoints-{i}-{family}".lower()),
@@ -165,6 +178,7 @@ def endpoints(raw: RawEndpoints) -> Endpoints:
                 family=family,
                 endpoints=tuple(families[family]),
                 ports=ports,
+                flaws=flaws,
                 headless=headless,
                 triggered=_triggered(raw.metadata),
             )

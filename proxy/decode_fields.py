@@ -16,7 +16,8 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\Z")
 _LEADING_ZEROS = re.compile(r"\b0+(?=[0-9])")
 _SHOWN = 60
 """Characters of a wrong value that a message repeats."""
-_SPECIAL = "is an unspecified, loopback or multicast address"
+_SPECIAL = "is an unspecified, loopback, multicast or broadcast address"
+_BROADCAST = 0xFFFF_FFFF
 
 
 class FieldError(Exception):
@@ -40,7 +41,9 @@ def address(text: str) -> Address:
 
     Leading zeros are decimal and IPv4-mapped IPv6 is IPv4, as in Go. An unspecified, loopback or
     multicast address is refused, as the API server refuses it (ValidateNonSpecialIP): a rule or
-    socket for 0.0.0.0 would catch every address of the node.
+    socket for 0.0.0.0 would catch every address of the node. So are all of 0.0.0.0/8 (RFC 1122
+    §3.2.1.3) and the broadcast address, which would become local routes. The rest of 240.0.0.0/4
+    is not: some clouds give it to pods.
     """
     if ":" not in text:
         return _ipv4(text)
@@ -69,7 +72,7 @@ def _ipv4(text: str) -> IPv4Address:
             raise ValueError(f"{shown(text)} is not an IP address")
         number = number << 8 | octet
     first = number >> 24
-    if number == 0 or first == 127 or 224 <= first < 240:
+    if first in (0, 127) or 224 <= first < 240 or number == _BROADCAST:
         raise ValueError(f"{shown(text)} {_SPECIAL}")
     return IPv4Address(number)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from vipd.backends.protocol import Flows
-from vipd.backends.registry import Backend
+from vipd.backends.registry import END_FLOWS, Backend
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.status import DrainView
 from vipd.proxy.switch import Counted, Drain, Event, Removed
@@ -142,12 +142,11 @@ class Draining:
         self.failures.pop(mode, None)
         self._flows.pop(mode, None)
         flows = "unknown" if drain.flows is None else drain.flows
-        if removed and drain.flows:
+        if removed and drain.flows and mode in END_FLOWS:
             self.flows_cut += drain.flows
             log.warning("drain ended at its deadline", mode=mode, flows_cut=flows)
         else:
-            # A NAT dataplane is away since it was left: its flows need connection tracking only.
-            log.info("drained", mode=mode, flows_left=flows)
+            log.info("drained", mode=mode, flows_go_on=flows)
         return True
 
     def _failed(self, mode: str, why: str) -> None:

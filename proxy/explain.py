@@ -1,9 +1,9 @@
 """Why a connection goes where it goes: `vipd explain`, from the table of virtual servers.
 
 Lives here: the record of an explanation and the pure function that makes it: which virtual server
-answers, by which policy, which endpoints may be chosen and how likely, what source they see.
-Must not: know a dataplane (the path through it is handed in) or format for a terminal (cli/).
-Why an endpoint is left out is left_out.py's.
+answers, which endpoints may be chosen and how likely, what source they see. Must not: know a
+dataplane (the path through it is handed in) or format for a terminal (cli/). What policies say is
+policies.py's, why an endpoint is left out left_out.py's.
 """
 
 from collections import Counter
@@ -17,6 +17,7 @@ from vipd.backends.slots import assign, maglev
 from vipd.proxy.left_out import LeftOut, left_out
 from vipd.proxy.model import Algorithm
 from vipd.proxy.names import Address, family_of
+from vipd.proxy.policies import Choice, choice_of, denied, policies
 from vipd.proxy.question import inside
 from vipd.proxy.resolve import is_dns
 from vipd.proxy.settings import NodeSettings
@@ -26,11 +27,8 @@ from vipd.proxy.virtualserver import (
     Endpoint,
     Key,
     Kind,
-    Masquerade,
-    NodeNetwork,
     Refusal,
     Table,
-    Use,
     VirtualServer,
 )
 
@@ -114,15 +112,6 @@ class Explanation(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the kernel knows of it."""
 
 
-class _Choice(Struct, frozen=True):
-    """What the policies say for one packet."""
-
-    endpoints: tuple[Endpoint, ...]
-    local_only: bool
-    masquerade: bool
-    because: str
-
-
 def explain(
     snapshot: Snapshot,
     table: Table,
@@ -148,10 +137,10 @@ def explain(
             destination=_destination(packet), protocol=packet.protocol.value, verdict=verdict,
             why=why, path=tuple(path), notes=tuple(notes),
         )  # fmt: skip
-    choice = _choice(server, packet, table.network)
-    denied = _denied(server, packet)
-    used = () if denied else choice.endpoints
-    verdict, why = _verdict(server, choice, denied)
+    choice = choice_of(server, packet, table.network)
+    kept_out = denied(server, packet)
+    used = () if kept_out else choice.endpoints
+    verdict, why = _verdict(server, choice, kept_out)
     conflict = table.contested.get(server.key)
     return Explanation(
         mode=mode,
@@ -169,10 +158,10 @@ def explain(
             protocol=server.key.protocol.value,
             losers=tuple(map(str, conflict.losers)) if conflict else (),
         ),
-        policy=tuple(_policy(server, packet, table.network)),
+        policy=tuple(policies(server, packet, table.network)),
         masquerade=choice.because if used else "",
         endpoints=tuple(_chances(server, used, choice, packet, table, own)),
-        left_out=left_out(snapshot, server, settings, used, choice.local_only, denied),
+        left_out=left_out(snapshot, server, settings, used, choice.local_only, kept_out),
         path=tuple(path),
         notes=tuple(notes),
     )
@@ -233,74 +222,9 @@ def _unanswered(table: Table, packet: Packet, settings: NodeSettings) -> tuple[V
     return Verdict.PASS, f"{untouched}: no virtual server answers {destination}:{port} here"
 
 
-def _choice(server: VirtualServer, packet: Packet, network: NodeNetwork) -> _Choice:
-    """Return the list of endpoints that this packet's source may use, and what they see of it."""
-    pod = is_pod(packet, network)
-    if server.use is Use.CLUSTER:
-        return _Choice(server.cluster, False, *_masquerade(server, pod, network))
-    if server.use is Use.LOCAL:
-        return _Choice(server.local, True, *_masquerade(server, pod, network))
-    if pod:
-        return _Choice(
-            server.cluster, False, False,
-            "no: policy Local keeps the source, and a pod is known to every node",
-        )  # fmt: skip
-    if packet.from_node:
-        return _Choice(
-            server.cluster, False, True,
-            "yes: the node itself may reach every endpoint under policy Local, as the node",
-        )  # fmt: skip
-    return _Choice(server.local, True, False, "no: policy Local keeps the source address")
-
-
-def is_pod(packet: Packet, network: NodeNetwork) -> bool:
-    """Return whether the node takes the source for one of the cluster's pods."""
-    wanted = network.pod_sources.interface
-    if wanted.endswith("*"):
-        return packet.interface.startswith(wanted[:-1])
-    if wanted:
-        return packet.interface == wanted
-    return inside(packet.source, network.pod_sources.cidrs)
-
-
-def _told_by(network: NodeNetwork) -> str:
-    sources = network.pod_sources
-    if sources.interface:
-        return f"interface {sources.interface}"
-    return f"pod network {', '.join(map(str, sources.cidrs))}"
-
-
-def _masquerade(server: VirtualServer, pod: bool, network: NodeNetwork) -> tuple[bool, str]:
-    match server.masquerade:
-        case Masquerade.ALWAYS if server.kind is Kind.CLUSTER:
-            return True, "yes: masquerade-all is set"
-        case Masquerade.ALWAYS:
-            return True, (
-                "yes: external traffic under policy Cluster, whose answers have to come back "
-                "through this node"
-            )
-        case Masquerade.OFF_CLUSTER if pod:
-            return False, f"no: the source is a pod ({_told_by(network)})"
-        case Masquerade.OFF_CLUSTER:
-            return True, f"yes: the source is not a pod ({_told_by(network)})"
-        case _ if server.kind is Kind.CLUSTER:
-            return False, "no: pods cannot be told from others (--cluster-cidr is not set)"
-        case _:
-            return False, "no: policy Local keeps the source address"
-
-
-def _denied(server: VirtualServer, packet: Packet) -> str:
-    """Return why the source may not connect at all, or an empty text."""
-    allowed = server.allowed_sources
-    if allowed is None or inside(packet.source, allowed):
-        return ""
-    ranges = ", ".join(map(str, allowed)) or "none"
-    return f"{packet.source} is not in loadBalancerSourceRanges ({ranges})"
-
-
-def _verdict(server: VirtualServer, choice: _Choice, denied: str) -> tuple[Verdict, str]:
-    if denied:
-        return Verdict.DROP, f"dropped: {denied}"
+def _verdict(server: VirtualServer, choice: Choice, kept_out: str) -> tuple[Verdict, str]:
+    if kept_out:
+        return Verdict.DROP, f"dropped: {kept_out}"
     if choice.endpoints:
         count = len(choice.endpoints)
         return Verdict.ENDPOINT, (
@@ -312,54 +236,10 @@ def _verdict(server: VirtualServer, choice: _Choice, denied: str) -> tuple[Verdi
     return Verdict.REJECT, f"refused: there is no usable endpoint{where}"
 
 
-_HOW = {
-    Algorithm.RANDOM: "random: each new connection is given a slot by chance",
-    Algorithm.ROUND_ROBIN: "round-robin: each new connection is given the next slot in turn",
-    Algorithm.SOURCE_HASH: "source-hash: a source address always gets the same slot; the shares "
-    "are those of all sources together",
-    Algorithm.MAGLEV: "maglev: source address and port decide; the shares are those of the table",
-    Algorithm.LEAST_CONNECTIONS: "least-connections: the endpoint with fewest connections for its "
-    "weight; the shares are those of connections that last equally long",
-}
-
-
-def _policy(server: VirtualServer, packet: Packet, network: NodeNetwork) -> Iterator[str]:
-    """Yield what was decided by which policy."""
-    match server.use:
-        case Use.CLUSTER:
-            which = "internal" if server.kind is Kind.CLUSTER else "external"
-            yield f"{which} traffic policy Cluster: endpoints of every node"
-        case Use.LOCAL:
-            yield "internal traffic policy Local: endpoints of this node only"
-        case _ if is_pod(packet, network):
-            yield "external traffic policy Local, but a pod may use endpoints of every node"
-        case _ if packet.from_node:
-            yield "external traffic policy Local, but the node itself may use every endpoint"
-        case _:
-            yield "external traffic policy Local: endpoints of this node only"
-    if server.allowed_sources is not None and not _denied(server, packet):
-        ranges = ", ".join(map(str, server.allowed_sources))
-        yield f"source allowed: {packet.source} is in loadBalancerSourceRanges ({ranges})"
-    yield _HOW[server.algorithm]
-    if server.scheduler:
-        yield f"scheduler {server.scheduler}, in mode ipvs"
-    if server.proxy_protocol:
-        yield "endpoints are told the client's address by PROXY protocol v2, in mode userspace"
-    if server.keeps_failing:
-        yield "endpoints that fail get connections like others, in mode userspace too"
-    if server.affinity_seconds is not None:
-        yield (
-            f"ClientIP affinity, {server.affinity_seconds} s: a remembered client goes where it "
-            "was; the shares are those of a new one"
-        )
-    if any(one.terminating for one in (*server.cluster, *server.local)):
-        yield "no endpoint is ready: terminating ones that still serve are used"
-
-
 def _chances(
     server: VirtualServer,
     used: tuple[Endpoint, ...],
-    choice: _Choice,
+    choice: Choice,
     packet: Packet,
     table: Table,
     own: Collection[Address],

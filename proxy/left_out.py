@@ -15,6 +15,9 @@ from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Endpoint, VirtualServer
 
+_MOST_FLAWS = 3
+"""Wrong ports of a slice that are named."""
+
 
 class LeftOut(Struct, frozen=True, omit_defaults=True):
     """An endpoint that a new connection cannot be given to."""
@@ -138,11 +141,12 @@ def _without_port(slices: list[EndpointSlice], server: VirtualServer) -> Iterato
         if any(port.name == wanted.port and port.protocol is wanted.protocol for port in one.ports):
             continue
         there = ", ".join(f"{port.name or 'unnamed'}/{port.protocol}" for port in one.ports)
+        wrong = "".join(f"; {flaw.field}: {flaw.why}" for flaw in one.flaws[:_MOST_FLAWS])
         for told in one.endpoints:
             yield LeftOut(
                 str(told.address),
                 f"slice {one.name} has no port {wanted.port or 'without a name'}"
-                f"/{wanted.protocol} (it has {there or 'none'})",
+                f"/{wanted.protocol} (it has {there or 'none'}{wrong})",
                 told.pod,
                 told.node,
             )

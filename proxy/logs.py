@@ -27,3 +27,9 @@ def configure(form: str = "text") -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def form() -> str:
+    """Return the form that is in use, which that of every worker is, too."""
+    *_, last = structlog.get_config()["processors"]
+    return "json" if isinstance(last, structlog.processors.JSONRenderer) else "text"

@@ -165,6 +165,7 @@ class EndpointSlice(Struct, frozen=True, kw_only=True):
     """Label service.kubernetes.io/headless, copied from the service: no virtual server uses it."""
     triggered: datetime | None = None
     """Annotation endpoints.kubernetes.io/last-change-trigger-time."""
+    flaws: tuple[Flaw, ...] = ()
 
 
 class ContainerPort(Struct, frozen=True):

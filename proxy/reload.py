@@ -14,6 +14,10 @@ from vipd.dns.forward.sources import changes
 from vipd.proxy.config import Config, Flags, VipdConfiguration, checked, read
 from vipd.proxy.errors import VipdError
 
+RETRY_SECONDS = 10.0
+"""Until a configuration that is good in itself and could not be taken is tried again: an address
+that was somebody else's may be free."""
+
 log = structlog.get_logger()
 
 Take = Callable[[Config], Awaitable[Sequence[str]]]
@@ -46,6 +50,10 @@ class Reloading:
         self._named: list[str] = []
         """Fields that were named last."""
         self._asked = asyncio.Event()
+        self._refused = ""
+        """What was wrong last."""
+        self._again: asyncio.TimerHandle | None = None
+        self._is_retry = False
 
     def ask(self) -> None:
         """Read the file now, whether it has changed or not."""
@@ -65,6 +73,8 @@ class Reloading:
                 self._asked.clear()
                 await self.reread()
         finally:
+            if self._again is not None:
+                self._again.cancel()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
@@ -74,23 +84,41 @@ class Reloading:
 
     async def reread(self) -> None:
         """Take what the file says now, as far as that can be done."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        is_retry, self._is_retry = self._is_retry, False
+        is_good = False
         try:
             told = await asyncio.to_thread(read, self._flags)
             config = await asyncio.to_thread(checked, self._flags, told)
+            is_good = True
             for field in self._differences(told):
                 if field in self._sections:
                     self._left[field] = await self._sections[field](config)
                     setattr(self._runs_by, field, getattr(told, field))
                     log.info("configuration is taken", section=field)
         except VipdError as error:
-            log.warning("configuration is refused; the one before stays", why=str(error))
-            self._tell(str(error), self._named)
+            if is_good:
+                loop = asyncio.get_running_loop()
+                self._again = loop.call_later(RETRY_SECONDS, self._retry)
+            if not is_retry or str(error) != self._refused:
+                then = f"in {RETRY_SECONDS:g} s" if is_good else "when the file changes"
+                said = "configuration is refused; the one before stays"
+                log.warning(said, why=str(error), tried_again=then)
+                self._tell(str(error), self._named)
+            self._refused = str(error)
             return
+        self._refused = ""
         restart = [*map(_spelled, self._differences(told)), *self._fields_left()]
         if restart and restart != self._named:
             log.warning("configuration counts at the next start only", fields=", ".join(restart))
         self._named = restart
         self._tell("", restart)
+
+    def _retry(self) -> None:
+        self._is_retry = True
+        self._asked.set()
 
     def _fields_left(self) -> list[str]:
         return [f"{section}.{field}" for section, left in self._left.items() for field in left]

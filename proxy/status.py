@@ -3,10 +3,11 @@
 Lives here: the record, its JSON shape and what counts as degraded. Must not: measure anything.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from msgspec import Struct, structs
 
+from vipd.backends.usage import Usage
 from vipd.proxy.counted import WorkerView
 from vipd.proxy.words import counted
 
@@ -81,8 +82,8 @@ class DnsView(Struct, frozen=True, kw_only=True):
     questions: int
     failed: int
     """Questions that were answered with SERVFAIL."""
-    upstreams: dict[str, bool]
-    """Where names of others are asked for, and whether it answers."""
+    upstreams: dict[str, bool | None]
+    """Where names of others are asked for, and whether it answers; None: not heard yet."""
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -131,12 +132,16 @@ class Status(Struct, frozen=True, kw_only=True):
 
     dns_listen: tuple[str, ...] = ()
     """Where the DNS server answers: ``ADDRESS:PORT``, IPv6 in brackets. Empty: there is none."""
+    dns_elsewhere: tuple[str, ...] = ()
+    """Those of them whose address is not the node's: no question comes there."""
 
     repairs: RepairView | None = None
     """None where nothing had to be put right since the start."""
 
     workers: tuple[WorkerView, ...] = ()
     """Processes that forward, those that take nothing new last; told to whoever asks for them."""
+    workers_wanted: int = 0
+    """How many there should be, those not counted that take nothing new; 0: not asked for."""
     dns: DnsView | None = None
     """None where there is no DNS server; told to whoever asks for workers."""
 
@@ -155,13 +160,44 @@ def judged(status: Status) -> Status:
         status.trouble,
     )
     dns = status.dns
-    unnamed = dns is not None and (not dns.synced or dns.workers < dns.wanted)
-    return structs.replace(status, degraded=not status.synced or unnamed or any(bad))
+    unnamed = dns is not None and (
+        not dns.synced
+        or dns.workers < dns.wanted
+        or (bool(dns.upstreams) and all(one is False for one in dns.upstreams.values()))
+    )
+    serving = sum(not one.retired for one in status.workers)
+    few = unnamed or serving < status.workers_wanted
+    return structs.replace(status, degraded=not status.synced or few or any(bad))
 
 
-def dns_line(listens: Iterable[str], told: DnsView | None) -> str:
+def worker_trouble(told: Usage) -> Iterator[str]:
+    """Yield what keeps workers from serving, or from saying so: those silent, and those missing."""
+    for one in told.silent:
+        yield f"worker {one.number} (pid {one.pid}) does not answer"
+    numbers = {one.number for one in told.workers if not one.retired}
+    missing = told.wanted - len(numbers | {one.number for one in told.silent})
+    if missing > 0:
+        yield f"{missing} of {counted(told.wanted, 'worker')} not there"
+
+
+def worker_notes(told: Usage) -> Iterator[str]:
+    """Yield what keeps workers from taking more, and passes."""
+    for one in told.workers:
+        if one.full and not one.retired:
+            yield (
+                f"worker {one.number} (pid {one.pid}) is full: {one.open} open, at most "
+                f"{one.files} files; new connections wait (LimitNOFILE= of systemd)"
+            )
+
+
+def places(listens: Iterable[str], elsewhere: Container[str]) -> str:
+    """Return where is answered as people read it; where no question can come is marked."""
+    return ", ".join(f"{one} (not the node's)" if one in elsewhere else one for one in listens)
+
+
+def dns_line(listens: Iterable[str], told: DnsView | None, elsewhere: Container[str] = ()) -> str:
     """Return what people read of the DNS server: where, whether all is known, what was asked."""
-    words = [", ".join(listens)]
+    words = [places(listens, elsewhere)]
     if told is None:
         return words[0]
     if told.workers < told.wanted:
@@ -170,8 +206,9 @@ def dns_line(listens: Iterable[str], told: DnsView | None) -> str:
         words.append(f"{told.services} services" if told.synced else "services not known yet")
     words.append(f"{told.questions} questions, {told.failed} failed")
     if told.upstreams:
-        up = sum(told.upstreams.values())
-        words.append(f"{up} of {len(told.upstreams)} upstreams up")
+        states = list(told.upstreams.values())
+        unheard = f", {states.count(None)} not heard yet" if None in states else ""
+        words.append(f"{states.count(True)} of {len(states)} upstreams up{unheard}")
     if told.restarts:
         words.append(f"{told.restarts} restarts")
     return "; ".join(words)

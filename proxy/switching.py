@@ -135,6 +135,9 @@ class Switching:
         waiting = self.state.then.mode if self.state.then is not None else None
         if drain_seconds is not None and mode in {self.state.serving, waiting}:
             self._tell(switch.Shortened(now() + drain_seconds))
+        if mode == self.state.serving and waiting is None:
+            at = time.time()  # nothing to do: the report of the last switch stays
+            return SwitchReport(origin=mode, target=mode, started=at, ended=at)
         return self._begin(switch.Asked(mode, seconds, force))
 
     def _begin(self, asked: switch.Asked) -> SwitchReport:

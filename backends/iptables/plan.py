@@ -6,7 +6,7 @@ A plan knows both its ends, so that it can be made again without the virtual ser
 kernel rejects: chains of the dispatch are shared, so a rejected one cannot just be left out.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -89,8 +89,7 @@ class IptablesPlan(Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.work)
 
-    @property
-    def due(self) -> bool:
+    def due(self, rejected: Collection[Key] = ()) -> bool:
         """Return whether the kernel is otherwise than wanted."""
         return bool(self.work)
 

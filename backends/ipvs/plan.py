@@ -8,7 +8,7 @@ unit everything is added before anything goes, and a real server that goes is fi
 what has to wait until its connections have ended stands in `later`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from immutables import Map
 from msgspec import Struct
@@ -80,10 +80,14 @@ class IpvsPlan(Struct, frozen=True):
     def __bool__(self) -> bool:
         return bool(self.prologue or self.units)
 
-    @property
-    def due(self) -> bool:
-        """Return whether anything is to be done now; what waits for its connections is not."""
-        return bool(self.prologue) or any(unit.now or unit.conflict for unit in self.units)
+    def due(self, rejected: Collection[Key] = ()) -> bool:
+        """Return whether anything is to be done now; what waits for its connections is not.
+
+        That the `rejected` cannot be done is known.
+        """
+        return bool(self.prologue) or any(
+            unit.now or (unit.conflict and unit.key not in rejected) for unit in self.units
+        )
 
     def __str__(self) -> str:
         lines = [

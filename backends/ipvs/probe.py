@@ -13,6 +13,7 @@ from vipd.backends.ipvs.kernel import REMEDY, Kernel
 from vipd.backends.ipvs.objects import ADD, DELETE, Manner, Operation, Service
 from vipd.backends.ipvs.schedulers import Scheduler, module
 from vipd.backends.ipvs.settings import CONNTRACK
+from vipd.backends.local_routes import ipv6
 from vipd.backends.protocol import Capability
 from vipd.backends.sysctl import ROOT
 from vipd.backends.xtables import INSTALL, Xtables
@@ -34,6 +35,7 @@ async def capabilities(kernel: Kernel, settings: IpvsSettings) -> tuple[Capabili
     if not await asyncio.to_thread(kernel.available):
         return (*found, Capability("ip_vs", False, "the kernel does not have it", REMEDY))
     found += await asyncio.to_thread(_trials, kernel, settings)
+    found.append(await asyncio.to_thread(ipv6))
     there = (ROOT / CONNTRACK).exists()
     remedy = "a kernel with CONFIG_IP_VS_NFCT (Debian's has it)"
     found.append(Capability("net.ipv4.vs.conntrack", there, remedy="" if there else remedy))

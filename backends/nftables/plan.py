@@ -7,7 +7,7 @@ virtual server that changes. Units are independent of each other, so a driver ca
 into transactions of bounded size at any unit, and leave out a unit that the kernel rejects.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from immutables import Map
 from msgspec import Struct
@@ -75,8 +75,7 @@ class NftPlan(Struct, frozen=True):
         ordered = sorted(self.units, key=lambda unit: (unit.family, _place(unit.key)))
         return transaction(self.prologue, ordered) + discard(self.garbage)
 
-    @property
-    def due(self) -> bool:
+    def due(self, rejected: Collection[Key] = ()) -> bool:
         """Return whether the kernel is otherwise than wanted; garbage may wait."""
         return bool(self.prologue or self.units)
 

@@ -5,13 +5,14 @@ Lives here: what is open, served and counted over some workers. Must not: change
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
+from vipd.backends.usage import Silent
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.messages import Count, Counted, Reported, Tell, Told
 from vipd.backends.userspace.objects import Place
 from vipd.backends.userspace.worker import Worker
-from vipd.proxy.errors import Busy, DataplaneError
+from vipd.proxy.errors import DataplaneError
 
 
 async def opened(workers: Iterable[Worker]) -> Counter[Place]:
@@ -28,23 +29,39 @@ async def opened(workers: Iterable[Worker]) -> Counter[Place]:
 
 
 async def reports(workers: Iterable[Worker]) -> list[Told]:
-    """Return what each worker says of itself. Raise Busy where one that serves ends meanwhile."""
+    """Return what each worker says of itself. Raise DataplaneError where one that serves does not.
+
+    One that is deaf is killed, and one that is retired serves nobody new: it is left out.
+    """
     found = []
     for worker in workers:
         try:
             answer, _ = await worker.ask(Tell())
-        except Busy:
+        except DataplaneError:
             if not worker.retired:
                 raise
-            continue  # it has ended, as it should
+            continue
         if isinstance(answer, Told):
             found.append(answer)
     return found
 
 
 async def counted(
-    workers: Iterable[Worker], where: Collection[Place], client: str
-) -> list[Reported]:
-    """Return what each worker has counted at places, and there of one client."""
-    told = await asyncio.gather(*(one.report(where, client) for one in workers))
-    return [one for each in told for one in each]
+    workers: Sequence[Worker], where: Collection[Place], client: str
+) -> tuple[list[Reported], tuple[Silent, ...]]:
+    """Return what each worker has counted at places, and there of one client, and who was silent.
+
+    Whoever does not answer keeps nobody from hearing the others.
+    """
+    asked = (one.report(where, client) for one in workers)
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    found: list[Reported] = []
+    silent: list[Silent] = []
+    for worker, each in zip(workers, told, strict=True):
+        if isinstance(each, DataplaneError | TimeoutError):
+            silent.append(Silent(worker.number, worker.pid))
+        elif isinstance(each, BaseException):
+            raise each
+        else:
+            found += each
+    return found, tuple(silent)

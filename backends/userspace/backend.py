@@ -29,6 +29,10 @@ DIFFERENCES = (
         "endpoints see an address of this node, whoever the client is",
     ),
     Difference(
+        "no-sctp",
+        "SCTP is not forwarded: its ports are nobody's, and are reported",
+    ),
+    Difference(
         "affinity-by-address",
         "a client's endpoint is remembered for each address of a service, not for all together",
     ),

@@ -25,7 +25,7 @@ from vipd.backends.userspace.objects import (
     Thing,
     Value,
 )
-from vipd.backends.userspace.program import Program, everyone
+from vipd.backends.userspace.program import Program, everyone, owner_of
 from vipd.proxy.names import Address, Protocol
 from vipd.proxy.virtualserver import (
     Endpoint,
@@ -122,8 +122,12 @@ def _wrong_endpoints(program: Program, server: VirtualServer) -> Iterator[str]:
         for one in found
         if one.address in program.addresses and one not in served and one.address not in own
     ]
-    if deaf:
-        yield f"nobody answers at {_listed(deaf)}: service addresses, but no service's port"
+    addresses = list(dict.fromkeys(one.address for one in deaf))
+    for address in addresses[:_MOST_NAMED]:
+        whose = owner_of(program, address)
+        yield f"{address} is a service address ({whose}), so the pod there cannot be reached"
+    if len(addresses) > _MOST_NAMED:
+        yield f"and {len(addresses) - _MOST_NAMED} more such addresses"
 
 
 def _listed(endpoints: Sequence[Endpoint]) -> str:

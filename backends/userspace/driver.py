@@ -80,6 +80,8 @@ class UserspaceDriver:
         )
         self._sysctls = Sysctls(state / "sysctls-userspace.json")
         self._waiting: dict[Thing, Value] = {}
+        self._staying: set[str] = set()
+        """Addresses whose route could not be removed, which is said once."""
         self._order = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -130,7 +132,7 @@ class UserspaceDriver:
                 await self._remove_idle()
         if self._waiting and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.create_task(self._sweep())
-        return Committed(rejected)
+        return Committed(rejected, {key: Rejected("", why) for key, why in plan.withdrawn.items()})
 
     async def quiesce(self) -> None:
         """Accept nothing any more; what is open goes on, and its addresses stay the node's."""
@@ -189,7 +191,8 @@ class UserspaceDriver:
             with contextlib.suppress(OSError):  # one that is not empty is in use
                 self._folder.rmdir()
             gone = [Wanted("del", one) for one in await self._addresses()]
-            await asyncio.to_thread(self._routes.change, gone)
+            for error in (await asyncio.to_thread(self._routes.change, gone)).values():
+                raise error  # the guard of its address stays with it
             tables = [f"delete table {word} {TABLE}\n" for word in await self._tables()]
             if tables:
                 await self._nft.run(["-f", "-"], "".join(tables))
@@ -232,7 +235,7 @@ class UserspaceDriver:
             if unit.key not in rejected:
                 self._waiting |= {one.thing: one.value for one in unit.later}
         conflicts = {
-            unit.key: Rejected(str(unit.key), unit.conflict)
+            unit.key: Rejected("", unit.conflict)
             for unit in plan.units
             if unit.conflict and unit.key is not None
         }
@@ -313,17 +316,31 @@ class UserspaceDriver:
 
     async def _remove_idle(self) -> None:
         busy = {str(place.address) for place in await self._workers.open()}
+        staying = await self._unroute(
+            Operation("del", one, value)
+            for one, value in self._waiting.items()
+            if isinstance(one, Route) and _address(one) not in busy
+        )
         due = [
             Operation("del", one, value)
             for one, value in self._waiting.items()
-            if not isinstance(one, ReturnPath) and _address(one) not in busy
+            if not isinstance(one, ReturnPath) and _address(one) not in busy | staying
         ]
-        await self._route([one for one in due if isinstance(one.thing, Route)])
         await self._remove_unused([one for one in self._waiting if isinstance(one, ReturnPath)])
         # Added first: whoever took one away meanwhile must not keep the others from going.
         await self._elements((), [*(one._replace(verb="add") for one in due), *due])
         for one in due:
             self._waiting.pop(one.thing, None)
+
+    async def _unroute(self, due: Iterable[Operation]) -> set[str]:
+        """Remove routes; return the addresses that stay the node's, and so keep their guard."""
+        failed = await self._route(due)
+        staying = {_address(one) for one in failed if isinstance(one, Route)}
+        if staying - self._staying:
+            why = "; ".join(map(str, failed.values()))
+            log.warning("addresses stay the node's; it is tried again", why=why)
+        self._staying = staying
+        return staying
 
     async def _remove_unused(self, waiting: Sequence[ReturnPath]) -> None:
         """Remove return paths that no connection of a transparent worker can need any more."""

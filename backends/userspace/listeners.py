@@ -20,8 +20,6 @@ from vipd.proxy.names import Family, Protocol
 BACKLOG = 4096
 """Connections that wait for a worker; the kernel takes no more than net.core.somaxconn."""
 _UDP_BUFFER_BYTES = 4 << 20
-_KEEPALIVE_SECONDS = 7200
-"""The kernel's own default, said so that a host with another one does not decide."""
 
 
 def listener(place: Place) -> socket.socket:
@@ -38,11 +36,8 @@ def listener(place: Place) -> socket.socket:
         if place.family is Family.IPV6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
-            # What is accepted inherits these.
+            # What is accepted inherits more, which workers set (accepting.py).
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_SECONDS)
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UDP_BUFFER_BYTES)
         made.bind((str(place.address), place.port))
@@ -60,20 +55,13 @@ _IP_FREEBIND = 15
 def holders(places: Collection[Place]) -> dict[Place, str]:
     """Return which process has each place, as ``name (pid N)``, where one is found.
 
-    Source: proc(5), net/tcp and net/udp: addresses are words in the host's byte order.
+    Source: proc(5), net/tcp and net/udp. A socket of IPv6 can have a place of IPv4, too (RFC 3493
+    §3.7); whether it was asked not to is not told, so that it is believed where nobody else is
+    found.
     """
-    by_inode: dict[str, list[Place]] = {}
-    for suffix in {_listing(one) for one in places}:
-        asked = [one for one in places if _listing(one) == suffix]
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/thread-self/net/{suffix}").read_text().splitlines()[1:]:
-                fields = line.split()
-                address, _, port = fields[1].rpartition(":")
-                if not fields[2].endswith(":0000"):
-                    continue
-                for place in asked:
-                    if int(port, 16) == place.port and _is(address, place):
-                        by_inode.setdefault(f"socket:[{fields[9]}]", []).append(place)
+    by_inode = _sockets(places, of_ipv6=False)
+    known = {one for some in by_inode.values() for one in some}
+    by_inode |= _sockets([one for one in places if one not in known], of_ipv6=True)
     found: dict[Place, str] = {}
     for process in Path("/proc").glob("[0-9]*") if by_inode else ():
         with contextlib.suppress(OSError):
@@ -84,13 +72,39 @@ def holders(places: Collection[Place]) -> dict[Place, str]:
     return found
 
 
-def _listing(place: Place) -> str:
-    """Return the file of /proc/net that tells of sockets like those of a place."""
-    return place.protocol.lower() + ("6" if place.family is Family.IPV6 else "")
+def _sockets(places: Collection[Place], *, of_ipv6: bool) -> dict[str, list[Place]]:
+    """Return the sockets that have places, as links of /proc name them.
+
+    They are of the family of the place, or `of_ipv6`.
+    """
+    by_listing: dict[str, list[Place]] = {}
+    for place in places:
+        six = "6" if of_ipv6 or place.family is Family.IPV6 else ""
+        by_listing.setdefault(place.protocol.lower() + six, []).append(place)
+    found: dict[str, list[Place]] = {}
+    for name, asked in by_listing.items():
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]:
+                fields = line.split()
+                address, _, port = fields[1].rpartition(":")
+                if not fields[2].endswith(":0000"):
+                    continue
+                for place in asked:
+                    if int(port, 16) == place.port and _is(address, place):
+                        found.setdefault(f"socket:[{fields[9]}]", []).append(place)
+    return found
 
 
 def _is(text: str, place: Place) -> bool:
-    """Return whether an address of the listing is the place's, or stands for all addresses."""
+    """Return whether an address of the listing is the place's, or stands for all addresses.
+
+    It is written in words of the host's byte order.
+    """
     words = bytes.fromhex(text)
     packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-    return packed == place.address.packed or not any(packed)
+    wanted = place.address.packed
+    return packed in (wanted, _MAPPED + wanted) or not any(packed)
+
+
+_MAPPED = bytes(10) + b"\xff\xff"
+"""Before an address of IPv4 that a socket of IPv6 has (RFC 4291 §2.5.5.2)."""

@@ -168,6 +168,8 @@ class Told(Struct, tag=True, array_like=True):
     places: list[ServedPlace]
     transparent: bool = False
     """Whether it may show clients' addresses to endpoints."""
+    files: int = 0
+    """How many files it may have open."""
 
 
 class EndpointReport(Struct, array_like=True, frozen=True):
@@ -231,6 +233,10 @@ class Reported(Struct, tag=True, array_like=True):
     connections: int
     counters: dict[str, int]
     places: list[PlaceReport]
+    files: int = 0
+    """How many it may have open."""
+    full: bool = False
+    """It accepts no connection now, for lack of room."""
 
 
 class Counted(Struct, tag=True, array_like=True):

@@ -79,16 +79,21 @@ class UserspacePlan(Struct, frozen=True):
     """What the workers are told of the node, where that changes."""
     needed: Mapping[Thing, Needed] = {}
     """The shared things that nobody but virtual servers of this plan needs."""
+    withdrawn: Mapping[Key, str] = {}
+    """What was said of virtual servers (see `Unit.conflict`) and is true no longer."""
 
     def __bool__(self) -> bool:
-        return bool(self.prologue or self.units or self.surroundings is not None)
+        there = self.prologue or self.units or self.withdrawn
+        return bool(there or self.surroundings is not None)
 
-    @property
-    def due(self) -> bool:
-        """Return whether anything is to be done now; what waits for its connections is not."""
+    def due(self, rejected: Collection[Key] = ()) -> bool:
+        """Return whether anything is to be done now; what waits for its connections is not.
+
+        That the `rejected` cannot be done is known.
+        """
         if self.prologue or self.surroundings is not None:
             return True
-        return any(unit.now or unit.conflict for unit in self.units)
+        return any(unit.now or (unit.conflict and unit.key not in rejected) for unit in self.units)
 
     def __str__(self) -> str:
         lines = [f"nft {line}" for line in self.prologue]

@@ -31,7 +31,7 @@ from vipd.backends.userspace.objects import (
 )
 from vipd.backends.userspace.observed import Fixed, Observed
 from vipd.backends.userspace.operations import Needed, Operation, Unit, UserspacePlan
-from vipd.backends.userspace.program import Program, beside, indexed
+from vipd.backends.userspace.program import Program, beside, indexed, owner_of
 from vipd.backends.userspace.rules import commands, fixed
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
@@ -87,9 +87,18 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
     differences, after = changed(ahead, changes, _RULES)
     pairs = _handed_over(differences)
     units = []
+    withdrawn: dict[Key, str] = {}
     for key in dict.fromkeys((*pairs, *changes.virtual_servers)):
         old, new = pairs.get(key, ({}, {}))
         units.append(_unit(key, old, new, refusal(after, key)))
+        _withdraw(withdrawn, programmed, after, key)
+    planned = pairs.keys() | changes.virtual_servers.keys()
+    for key in _concerned(programmed, after, changes.virtual_servers):
+        if key not in planned:
+            why = refusal(after, key)
+            if why and why != refusal(programmed, key):
+                units.append(_unit(key, {}, {}, why))
+            _withdraw(withdrawn, programmed, after, key)
     needed: dict[Thing, Needed] = {}
     for one in differences:
         _need(needed, one.key, one.new, programmed.shared)  # others need what was there before
@@ -104,8 +113,37 @@ def plan_changes(programmed: Program, changes: Changes) -> tuple[UserspacePlan, 
         tuple(unit for unit in units if unit),
         around if around != surroundings(programmed.network) else None,
         needed,
+        withdrawn,
     )
     return made, after
+
+
+def _concerned(programmed: Program, after: Program, changed: Iterable[Key]) -> dict[Key, None]:
+    """Return the keys whose refusals may change, though they do not.
+
+    O(change): those with an endpoint where a virtual server comes or goes, or at an address that
+    becomes a service's, or ceases to be one. All of them where the node itself moved.
+    """
+    if _places(programmed.network) != _places(after.network):
+        return dict.fromkeys(after.entries)
+    addresses = {key.address: None for key in changed if key.address is not None}
+    found = {
+        key: None
+        for address in addresses
+        if owner_of(programmed, address) != owner_of(after, address)
+        for key in after.reached.get(address, ())
+    }
+    for key in changed:
+        if (key in programmed.entries) != (key in after.entries):
+            found |= dict.fromkeys(beside(programmed, key))
+            found |= dict.fromkeys(beside(after, key))
+    return found
+
+
+def _withdraw(withdrawn: dict[Key, str], programmed: Program, after: Program, key: Key) -> None:
+    """Note a refusal that holds no longer."""
+    if (why := refusal(programmed, key)) and not refusal(after, key):
+        withdrawn[key] = why
 
 
 def _need(

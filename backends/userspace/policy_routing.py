@@ -7,6 +7,7 @@ Rule and route are recognised by their table and protocol number: 119 both.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import struct
@@ -49,6 +50,11 @@ _SCOPE_HOST, _TYPE_LOCAL, _LOOPBACK, _TO_TABLE = 254, 2, 1, 1
 _OIF = 4
 _RULE_PRIORITY, _RULE_MARK, _RULE_MASK, _RULE_PROTOCOL = 6, 10, 16, 21
 """linux/fib_rules.h; the header of a rule has the size and the fields of a route's."""
+
+_NO_TABLE = (errno.ENOENT, errno.ESRCH)
+"""What a listing of a table that nobody made is refused with."""
+_NO_FAMILY = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+"""And one of IPv6 where the kernel has none, or it is switched off (ipv6.disable=1)."""
 
 
 class ReturnPaths:
@@ -102,11 +108,13 @@ def wrong_settings(root: Path = Path("/proc/sys/net/ipv4/conf")) -> list[str]:
     rp_filter says (fib_validate_source in net/ipv4/fib_frontend.c; the setting of all interfaces
     and that of one are or-ed).
     """
-    return [
-        f"net.ipv4.conf.{one.parent.name}.src_valid_mark"
-        for one in sorted(root.glob("*/src_valid_mark"))
-        if one.parent.name != "default" and one.read_text().strip() != "0"
-    ]
+    found = []
+    for one in sorted(root.glob("*/src_valid_mark")):
+        name = one.parent.name
+        with contextlib.suppress(OSError):  # the interface has gone meanwhile
+            if name != "default" and one.read_text().strip() != "0":
+                found.append(f"net.ipv4.conf.{name}.src_valid_mark")
+    return found
 
 
 class _Rule(NamedTuple):
@@ -196,8 +204,11 @@ def _listed(family: Family, asked: int, table: int) -> Iterator[tuple[int, int, 
         socket.strict()
         try:
             answers = socket.ask(message)
-        except DataplaneError:
-            return  # a table that nobody made, or IPv6 is switched off
+        except DataplaneError as error:
+            code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+            if code in _NO_TABLE or (family is Family.IPV6 and code in _NO_FAMILY):
+                return
+            raise
     for one in answers:
         number, protocol = one[HEADER.size + 4], one[HEADER.size + 5]
         yield number, protocol, dict(attributes(one, HEADER.size + 12))

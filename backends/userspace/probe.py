@@ -7,6 +7,7 @@ import asyncio
 import resource
 import socket
 
+from vipd.backends.local_routes import ipv6
 from vipd.backends.nftables import probe as nft_probe
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capability
@@ -30,6 +31,7 @@ async def capabilities(nft: Nft, transparent: bool = False) -> tuple[Capability,
     if tool.present:
         found.append(await _rules(nft))
     found.append(await asyncio.to_thread(_files))
+    found.append(await asyncio.to_thread(ipv6))
     if tool.present:
         found.append(await _transparent(nft, transparent))
     return (*found, await asyncio.to_thread(_source, transparent))

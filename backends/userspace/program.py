@@ -30,8 +30,10 @@ class Program(Entries, frozen=True):
     targets: Map[Target, int] = Map()
     """How many virtual servers have an endpoint there: whether anything depends on a place of this
     node that comes or goes."""
-    addresses: Map[Address, int] = Map()
-    """How many virtual servers have each address."""
+    addresses: Map[Address, Map[Key, None]] = Map()
+    """The virtual servers that have each address."""
+    reached: Map[Address, Map[Key, None]] = Map()
+    """The virtual servers that have an endpoint at each address."""
     mark: int = 0
     """Packet mark of the transparent mode; 0: no endpoint sees its clients' addresses."""
 
@@ -39,16 +41,42 @@ class Program(Entries, frozen=True):
 def indexed(
     program: Program, gone: Iterable[VirtualServer], new: Iterable[VirtualServer]
 ) -> Program:
-    """Return the program with its `targets` and `addresses` without `gone` and with `new`."""
+    """Return the program with its indexes without `gone` and with `new`."""
     targets, addresses = program.targets.mutate(), program.addresses.mutate()
+    reached = program.reached.mutate()
     for servers, step in ((gone, -1), (new, +1)):
         for server in servers:
             key = server.key
-            for one in everyone(server):
+            found = everyone(server)
+            for one in found:
                 _count(targets, (one.address, key.protocol, one.port), step)
+            for address in {one.address for one in found}:
+                _note(reached, address, key, step)
             if key.address is not None:
-                _count(addresses, key.address, step)
-    return structs.replace(program, targets=targets.finish(), addresses=addresses.finish())
+                _note(addresses, key.address, key, step)
+    return structs.replace(
+        program, targets=targets.finish(), addresses=addresses.finish(), reached=reached.finish()
+    )
+
+
+def _note(
+    index: MapMutation[Address, Map[Key, None]], address: Address, key: Key, step: int
+) -> None:
+    keys = index.get(address, _NOBODY)
+    keys = keys.set(key, None) if step > 0 else keys.delete(key)
+    if keys:
+        index[address] = keys
+    else:
+        del index[address]
+
+
+_NOBODY: Map[Key, None] = Map()
+
+
+def owner_of(program: Program, address: Address) -> str:
+    """Return the name of the service that has an address, the first by key; empty: none has."""
+    keys = program.addresses.get(address)
+    return str(program.entries[min(keys, key=Key.sort_key)].owner.service) if keys else ""
 
 
 def _count(counts: MapMutation[KT, int], what: KT, step: int) -> None:
@@ -62,8 +90,7 @@ def _count(counts: MapMutation[KT, int], what: KT, step: int) -> None:
 def beside(program: Program, key: Key) -> list[Key]:
     """Return the keys whose things change when `key` comes or goes.
 
-    These are the same port of the node, and whoever has an endpoint at a place of the key; hardly
-    anybody has, so that it need not be known who.
+    These are the same port of the node, and whoever has an endpoint at a place of the key.
     """
     found = answering.beside(program, key)
     places = {
@@ -71,13 +98,17 @@ def beside(program: Program, key: Key) -> list[Key]:
         for address in answered(key, program.network)
         if (address, key.protocol, key.port) in program.targets
     }
-    if places:
-        found += [
-            server.key
-            for server in program.entries.values()
-            if server.key.protocol is key.protocol
-            and any((one.address, key.protocol, one.port) in places for one in everyone(server))
-        ]
+    there = dict.fromkeys(one for place in places for one in program.reached[place[0]])
+    found += [
+        other
+        for other in there
+        if other.protocol is key.protocol
+        and other in program.entries  # the indexes may be ahead by one change, which names it
+        and any(
+            (one.address, key.protocol, one.port) in places
+            for one in everyone(program.entries[other])
+        )
+    ]
     return found
 
 

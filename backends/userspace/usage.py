@@ -93,6 +93,8 @@ def _worker(one: Reported, restarts: int, missing: int) -> WorkerUsage:
         open=one.connections,
         counters=one.counters,
         missing=missing,
+        files=one.files,
+        full=one.full,
     )
 
 

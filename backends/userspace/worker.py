@@ -30,16 +30,22 @@ from vipd.backends.userspace.messages import (
     Tell,
     Told,
 )
-from vipd.backends.userspace.objects import Place
-from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
+from vipd.backends.userspace.objects import Forwarding, Place
+from vipd.backends.worker_environment import worker_environment
+from vipd.proxy import logs
+from vipd.proxy.errors import Busy, UnknownResult
 
 PROGRAM = "vipd.backends.userspace.forwarder"
 PATIENCE_SECONDS = 10.0
 """How long one answer may take: 200 listeners are a matter of milliseconds."""
 FIND_SECONDS = 5.0
 """How long one that was there before the daemon may take for its first answer."""
+REPORT_SECONDS = 1.5
+"""How long a portion of a report may take: less than the status waits (proxy/answers.py)."""
 PLACES_AT_ONCE = 250
 """In one report: meanwhile, about 10 ms with five endpoints each, the worker forwards nothing."""
+_NOT_UNDERSTOOD = (msgspec.DecodeError, LookupError, TypeError, ValueError)
+"""What the answer of another version may raise."""
 
 log = structlog.get_logger()
 
@@ -52,9 +58,15 @@ class Worker:
         self.number, self.pid, self.version = told.number, told.pid, told.version
         self.retired = told.retired
         self.transparent = told.transparent
-        self.told = told
-        """What it said when it was found."""
-        self.places: set[Place] = {messages.place_of(one.place) for one in told.places}
+        self.files = told.files
+        """How many files it may open."""
+        self.served: dict[Place, Forwarding] = {
+            messages.place_of(one.place): messages.forwarding_of(one.forwarding)
+            for one in told.places
+        }
+        """What it served when it was found, and its `surroundings` then."""
+        self.surroundings = messages.surroundings_of(told.surroundings)
+        self.places = set(self.served)
         self._channel = channel
         self._turn = asyncio.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -73,12 +85,14 @@ class Worker:
                         *command,
                         str(number),
                         str(control.fileno()),
-                        _log_form(),
+                        logs.form(),
                         *(["transparent"] if transparent else []),
                     ],
                     pass_fds=[control.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
+                    cwd="/",  # it must not hold a file system that somebody wants to unmount
+                    env=worker_environment(os.environ),
                 )
             path = path.rename(folder / f"{number}-{process.pid}.sock")
         except OSError as error:
@@ -86,7 +100,7 @@ class Worker:
             raise Busy(f"no worker can be started: {error.strerror}") from error
         try:
             made = await cls.find(path, PATIENCE_SECONDS)
-        except DataplaneError:
+        except BaseException:  # nobody knows of it: it must not be there either
             process.kill()
             await asyncio.to_thread(process.wait)
             path.unlink(missing_ok=True)
@@ -109,11 +123,20 @@ class Worker:
             if isinstance(told, Told):
                 return cls(path, channel, told)
             why = "unexpected answer"
-        except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, TimeoutError, *_NOT_UNDERSTOOD) as error:
             why = repr(error)
+        except BaseException:
+            if channel is not None:
+                channel.close()
+            raise
         if channel is not None:
             channel.close()
         raise Busy(f"the worker at {path} does not answer: {why}")
+
+    @property
+    def is_found(self) -> bool:
+        """Whether it was there before the daemon."""
+        return self._process is None
 
     @property
     def is_here(self) -> bool:
@@ -180,16 +203,19 @@ class Worker:
                 await self._channel.send(messages.encode(request))
 
     async def report(self, places: Collection[Place], client: str = "") -> list[Reported]:
-        """Return what it has counted at places, and there of one client; nothing where it is gone.
+        """Return what it has counted at places, and there of one client.
 
-        Portion by portion, so that it goes on forwarding in between. There is one at least.
+        Nothing where it is gone. Portion by portion, so that it goes on forwarding in between: one
+        at least. Raise TimeoutError where a portion takes too long, for which it is not killed yet,
+        and UnknownResult where it is deaf.
         """
         wires = [messages.wire_place(one) for one in places]
         portions = [wires[at : at + PLACES_AT_ONCE] for at in range(0, len(wires), PLACES_AT_ONCE)]
         found: list[Reported] = []
         with contextlib.suppress(Busy):
             for portion in portions or [[]]:
-                answer, _ = await self.ask(Report(portion, client))
+                async with asyncio.timeout(REPORT_SECONDS):
+                    answer, _ = await self.ask(Report(portion, client))
                 if isinstance(answer, Reported):
                     found.append(answer)
         return found
@@ -241,12 +267,6 @@ def _is_here(pid: int) -> bool:
     except FileNotFoundError:
         return True
     return theirs.st_ino == os.stat("/proc/self/ns/net").st_ino
-
-
-def _log_form() -> str:
-    """Return the form of this process's log, which is that of its workers: text or json."""
-    *_, last = structlog.get_config()["processors"]
-    return "json" if isinstance(last, structlog.processors.JSONRenderer) else "text"
 
 
 def _control(path: Path) -> socket.socket:

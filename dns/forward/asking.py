@@ -5,6 +5,7 @@ configured. Must not: know what is cached, or which upstreams a name has (routes
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from msgspec import structs
@@ -33,6 +34,8 @@ class Asking:
         self._standings: dict[Upstream, Standing] = {}
         self._links: dict[Upstream, TcpLinks] = {}
         self._under_way: dict[Question, Fetch] = {}
+        self._of_client: Counter[str] = Counter()
+        """How many of them each client began."""
         self._open: set[Fetch] = set()
         """Those whose sockets are not all closed."""
         self._closing: set[asyncio.Task[None]] = set()
@@ -74,11 +77,16 @@ class Asking:
     # Questions
 
     def ask(
-        self, question: Question, group: Group, done: Callable[[Question, Reply], None]
+        self,
+        question: Question,
+        group: Group,
+        done: Callable[[Question, Reply], None],
+        client: str | None = None,
     ) -> Fetch | None:
         """Return the question under way, begun now if it was not; None where there are too many.
 
-        `done` is called with the reply before anybody who waits for it goes on.
+        `done` is called with the reply before anybody who waits for it goes on. It counts as one of
+        `client`, if there is one, until the reply is there, whoever waits for it meanwhile.
         """
         fetch = self._under_way.get(question)
         if fetch is not None:
@@ -89,6 +97,10 @@ class Asking:
             return fetch
         if len(self._under_way) >= self.rules.settings.questions or group.is_full:
             return None
+        if client is not None:
+            if self._of_client[client] >= self.rules.settings.questions_of_client:
+                return None
+            self._of_client[client] += 1
         self.counters.all_down += bool(group.members) and group.all_down
         course = Course(question, group, self.rules.settings, self._bits)
         rules = self.rules._replace(refuse_private=group.refuses_private)
@@ -97,6 +109,10 @@ class Asking:
 
         def finished(reply: asyncio.Future[Reply]) -> None:
             self._under_way.pop(question, None)
+            if client is not None:
+                self._of_client[client] -= 1
+                if not self._of_client[client]:
+                    del self._of_client[client]
             done(question, reply.result())
 
         fetch.reply.add_done_callback(finished)

@@ -48,8 +48,9 @@ class Entry(Kept):
         """From then on who asks makes it be asked for again; infinite once it was."""
         self.extended_error = reply.extended_error
         self.target = reply.target
-        self._offsets = wire.ttl_offsets(reply.message)
-        self._run = wire.address_run(reply.message)
+        found = list(wire.records(reply.message))
+        self._offsets = wire.ttl_offsets(found)
+        self._run = wire.address_run(found)
         self._turn = 0
         self._aged_at = int(now)
         super().__init__(key, len(reply.message) + len(self._offsets))

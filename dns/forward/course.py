@@ -3,7 +3,8 @@
 Lives here: the decisions, as a state machine. Pure: it is told what happened and when, and says
 what to begin and what to close. Must not: send, wait (fetch.py), or read messages (reading.py).
 
-What is sent is an `Attempt`; it stays open when another begins, so a late reply is as good as any.
+What is sent is an `Attempt`; it stays open when another begins, so a late reply is as good as any:
+of each upstream the last late one. The times between grow, so who answers at all answers that one.
 - Nothing within the upstream's time-out: the next upstream is asked too.
 - An error, or a reply that is of no use: the next upstream is asked at once.
 - A truncated reply, one with another spelling, or several that are not the reply: the same upstream
@@ -30,6 +31,8 @@ _UNLIKELY_FORGED = frozenset(
 """These have the right id and question: it was the upstream, or it has to be known at once."""
 MOST_AGAIN = 3
 """Ways in which one upstream is asked: without EDNS, with its cookie, over TCP."""
+MOST_LATE = 1
+"""Attempts at one upstream that are late and open beside the last one: each has a socket."""
 _TCP_TIMES = 3
 """A reply over TCP takes a handshake more, and whoever truncates has more to say."""
 
@@ -128,12 +131,22 @@ class Course:
             self._of_no_use(attempt, reply, now)
         return self._done()
 
+    def came(self, attempt: Attempt) -> Steps:
+        """Take it that what seems to be the reply is there, and takes a while to be read.
+
+        It is not late meanwhile: nobody else would be heard sooner.
+        """
+        attempt.due = self._ends
+        return self._done()
+
     def unwanted(self, attempt: Attempt, why: Unwanted, now: float) -> Steps:
         """Take something that came and is not the reply. The reply may still come."""
         if attempt not in self._open:
             return self._done()
         self._only_errors = False
         attempt.unwanted += 1
+        if attempt.due >= self._ends:  # it came, and was nothing
+            attempt.due = now + attempt.standing.timeout
         if why is Unwanted.SPELLING:
             attempt.standing.spelling_lost(now)
         if attempt.tcp:
@@ -211,7 +224,8 @@ class Course:
         for _ in range(len(self._order)):
             standing = self._order[self._at % len(self._order)]
             self._at += 1
-            if standing not in self._hopeless and self._left > 0 and not standing.is_full:
+            has_room = not standing.is_full or bool(self._open_at(standing))
+            if standing not in self._hopeless and self._left > 0 and has_room:
                 self._send(standing, now)
                 return
 
@@ -231,7 +245,11 @@ class Course:
         made.started = now
         made.due = now + min(seconds, self._settings.most_timeout_seconds)
         self._left -= 1
-        standing.in_flight += 1
+        beside = self._open_at(standing)
+        if not beside:
+            standing.in_flight += 1
+        for one in [late for late in beside if late.is_late][:-MOST_LATE]:
+            self._close(one)
         self._open.append(made)
         self._steps.begin.append(made)
         return made
@@ -239,8 +257,12 @@ class Course:
     def _close(self, attempt: Attempt) -> None:
         if attempt.is_open:
             attempt.is_open = False
-            attempt.standing.in_flight -= 1
+            if not self._open_at(attempt.standing):
+                attempt.standing.in_flight -= 1
             self._steps.close.append(attempt)
+
+    def _open_at(self, standing: Standing) -> list[Attempt]:
+        return [one for one in self._open if one.is_open and one.standing is standing]
 
     def _end(self, reply: Reply) -> None:
         self.result = reply

@@ -140,6 +140,7 @@ class Fetch:
             self._take(attempt, read(data, query, self.question, self._rules))
         elif attempt not in self._aside:
             self._aside.add(attempt)
+            self._do(self._course.came(attempt))
             task = asyncio.get_running_loop().create_task(self._read_aside(attempt, query, data))
             self._around.tasks.add(task)
             task.add_done_callback(self._around.tasks.discard)

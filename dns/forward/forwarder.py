@@ -21,7 +21,6 @@ from vipd.dns.forward.counters import Counters, Sample
 from vipd.dns.forward.excerpt import Rules
 from vipd.dns.forward.got import Got
 from vipd.dns.forward.group import Group
-from vipd.dns.forward.joining import joined
 from vipd.dns.forward.loops import Loops
 from vipd.dns.forward.question import Question, Reply, failure, key_of, question_of
 from vipd.dns.forward.routes import Plan, Routes, changed
@@ -29,14 +28,27 @@ from vipd.dns.forward.settings import ForwardSettings, problems
 from vipd.dns.forward.static import Static
 from vipd.dns.forward.upkeep import Upkeep, read_files
 
-OwnZone = Callable[[bytes, int], bytes | None]
-"""Returns the zone's reply to name and type as `Got.message`, None where it is not its own."""
+
+class Own(NamedTuple):
+    """What the zone says of one of its names."""
+
+    message: bytes
+    """As `Got.message`."""
+    target: bytes | None = None
+    """A name outside of the zone, which the CNAMEs in `message` lead to: it has to be asked for."""
+
+
+OwnZone = Callable[[bytes, int], Own | None]
+"""Returns what the zone says of name and type, None where it is not its own."""
+_NOBODY = ""
+"""The client for whom names in use are asked for before their time is over."""
 _NEVER_FORWARDED = frozenset({0, wire.OPT, *range(128, 255)})
 """Types that are no data: meta types (RFC 6895, 3.1), transfers among them, but for ANY."""
 
 
 class _Found(NamedTuple):
     got: Got
+    """Of one source: without anything before it."""
     target: bytes | None = None
     """A name that has to be asked for the rest."""
 
@@ -127,11 +139,18 @@ class Forwarder:
         return self._hit(entry, now)
 
     async def ask(
-        self, name: bytes, qtype: int, *, dnssec: bool = False, checking_disabled: bool = False
+        self,
+        name: bytes,
+        qtype: int,
+        *,
+        dnssec: bool = False,
+        checking_disabled: bool = False,
+        client: str | None = None,
     ) -> Got:
         """Return the reply to a question, from wherever it comes; SERVFAIL where it cannot be had.
 
-        `name` is in wire form and lower case.
+        `name` is in wire form and lower case. `client` is who asks: each has its part of what may
+        be under way. None is nobody in particular, without such a bound.
         """
         got = self.cached(name, qtype, dnssec=dnssec, checking_disabled=checking_disabled)
         if got is not None:
@@ -142,34 +161,35 @@ class Forwarder:
         if self._is_ours(name):
             self.counters.guarded += 1
             return _refused(question, wire.EDE_NOT_AUTHORITATIVE)
-        found = await self._find(question)
-        return found.got if found.target is None else await self._follow(question, found)
+        found = await self._find(question, client)
+        return found.got if found.target is None else await self._follow(question, found, client)
 
-    async def _follow(self, question: Question, found: _Found) -> Got:
+    async def _follow(self, question: Question, found: _Found, client: str | None) -> Got:
         """Return the reply with what stands at the end of its CNAMEs."""
-        messages, error = [found.got.message], found.got.extended_error
-        seen = {question.name}
+        before: list[bytes] = []
+        error = found.got.extended_error
+        seen, followed = {question.name}, 0
         while found.target is not None:
-            if found.target in seen or len(seen) > self.settings.chain:
+            followed += wire.aliases(found.got.message)
+            if found.target in seen or followed > self.settings.chain:
                 return _got(failure(question, wire.EDE_OTHER))
             seen.add(found.target)
-            found = await self._tail(question._replace(name=found.target))
+            before.append(found.got.message)
+            found = await self._tail(question._replace(name=found.target), client)
             error = found.got.extended_error if error is None else error
             if wire.rcode(found.got.message) in (wire.SERVFAIL, wire.REFUSED):
                 return _got(failure(question, error))
-            messages.append(found.got.message)
-        try:
-            return Got(joined(question, messages), error)
-        except ValueError:  # too long for a message
-            return _got(failure(question, wire.EDE_OTHER))
+        return Got(found.got.message, error, tuple(before))
 
-    async def _tail(self, question: Question) -> _Found:
+    async def _tail(self, question: Question, client: str | None) -> _Found:
         if not self._is_ours(question.name):
-            return await self._find(question)
-        message = self._own_zone(question.name, question.type)
-        return _Found(Got(message or wire.reply(question.name, question.type)))
+            return await self._find(question, client)
+        own = self._own_zone(question.name, question.type)
+        if own is None:  # the zone has just become another
+            return _Found(_got(failure(question, wire.EDE_OTHER)))
+        return _Found(Got(own.message), own.target)
 
-    async def _find(self, question: Question) -> _Found:
+    async def _find(self, question: Question, client: str | None) -> _Found:
         """Return the reply as far as one source has it."""
         got = self._static.find(question.name, question.type)
         if got is not None:
@@ -184,14 +204,14 @@ class Forwarder:
         if entry is not None:
             return _Found(self._hit(entry, now), entry.target)
         self.counters.misses += 1
-        return await self._from_upstreams(question, group)
+        return await self._from_upstreams(question, group, client)
 
-    async def _from_upstreams(self, question: Question, group: Group) -> _Found:
+    async def _from_upstreams(self, question: Question, group: Group, client: str | None) -> _Found:
         now = self._clock()
         stale = self._cache.stale(key_of(*question), now)
         if stale is not None and now < stale.recheck:
             return self._stale(stale)
-        fetch = self._asking.ask(question, group, self._keep)
+        fetch = self._asking.ask(question, group, self._keep, client)
         if fetch is None:
             self.counters.rejected += 1
             return self._stale(stale) if stale else _Found(_got(failure(question, wire.EDE_OTHER)))
@@ -222,7 +242,7 @@ class Forwarder:
         question = question_of(entry.key)
         group = self._routes.find(question.name, question.type)
         if isinstance(group, Group):
-            fetch = self._asking.ask(question, group, self._keep)
+            fetch = self._asking.ask(question, group, self._keep, _NOBODY)
             if fetch is not None:
                 self.counters.prefetched += 1
                 fetch.waiters -= 1

@@ -14,3 +14,7 @@ class Got(NamedTuple):
 
     message: bytes
     extended_error: int | None = None
+    before: tuple[bytes, ...] = ()
+    """Replies in the same form whose CNAMEs led to the question of `message`: the first is to the
+    question that was asked, each next one to the target of the one before. They are not joined
+    here, as it is not known here what of them a client has room for."""

@@ -16,6 +16,9 @@ from vipd.dns.forward.upstream import parse_upstream
 SYSTEMD_STUBS = ("127.0.0.53", "127.0.0.54")
 """systemd-resolved's own listeners: what it is told by the network stands in another file."""
 
+PARTS = 4
+"""One client may have one of so many parts of what all have together."""
+
 
 class Policy(StrEnum):
     """Which upstream of several is asked first."""
@@ -96,9 +99,12 @@ class ForwardSettings(
     """Different questions under way; more are answered SERVFAIL at once. About 8 KB each, and as
     many sockets as upstreams are tried at a time; CoreDNS's manifests say 1000 too."""
     questions_of_upstream: int = 500
-    """Attempts under way with one upstream: a dead one must not take all sockets."""
-    waiters: int = 500
-    """Clients that wait for the same question; further ones get SERVFAIL at once."""
+    """Questions under way with one upstream, each with one or two sockets: a dead one must not take
+    all. One client may have a quarter of this, or of `questions` if that is less: who asks for
+    names that nobody answers must not take forwarding away from the others."""
+    waiters: int = 2000
+    """Those who wait for the same question; further ones get SERVFAIL at once. Four times as many
+    as `waitingOfClient`, so that one client does not take all places."""
     tcp_connections: int = 4
     """Connections to one upstream, each with up to 64 questions under way."""
     tcp_idle_seconds: float = 10.0
@@ -141,6 +147,11 @@ class ForwardSettings(
     """Seconds, for hosts and for records without a TTL: as long as a change may take to be seen."""
 
     cache: CacheSettings = CacheSettings()
+
+    @property
+    def questions_of_client(self) -> int:
+        """Different questions of one client that may be under way."""
+        return max(1, min(self.questions, self.questions_of_upstream) // PARTS)
 
 
 class Problem(Struct, frozen=True):

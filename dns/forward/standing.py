@@ -26,7 +26,7 @@ class Standing:
         self.upstream = upstream
         self.settings = settings
         self.in_flight = 0
-        """Attempts under way."""
+        """Questions under way with it, each in one or a few attempts."""
         self.looping = False
         """Whether what is sent there comes back here."""
         self.smoothed: float | None = None
@@ -64,7 +64,7 @@ class Standing:
 
     @property
     def is_full(self) -> bool:
-        """Whether it has as many attempts under way as it may."""
+        """Whether it has as many questions under way as it may."""
         return self.in_flight >= self.settings.questions_of_upstream
 
     def trial_is_due(self, now: float) -> bool:

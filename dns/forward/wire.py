@@ -7,7 +7,7 @@ spelled (dns/names.py).
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 A, NS, CNAME, SOA, PTR, HINFO, AAAA = 1, 2, 5, 6, 12, 13, 28
@@ -109,16 +109,21 @@ def records(message: bytes) -> Iterator[Found]:
     for _ in range(questions):
         at = _after_name(message, at) + _TYPE_CLASS.size
     for number in range(answers + sum(others)):
-        fixed = _after_name(message, at)
+        fixed = at + 2 if message[at] >= _POINTER else _after_name(message, at)
         rtype, _, _, size = _RECORD.unpack_from(message, fixed)
         end = fixed + _RECORD.size + size
         yield Found(number < answers, at, fixed, rtype, end)
         at = end
 
 
-def ttl_offsets(message: bytes) -> bytes:
-    """Return where the TTLs stand, two bytes for each. There must be no OPT record."""
-    offsets = [one.fixed_at + _TTL_AT for one in records(message)]
+def aliases(message: bytes) -> int:
+    """Return how many CNAMEs are in the answer of a message of our own."""
+    return sum(one.type == CNAME for one in records(message) if one.in_answer)
+
+
+def ttl_offsets(found: Iterable[Found]) -> bytes:
+    """Return where the TTLs of records stand, two bytes for each. There must be no OPT record."""
+    offsets = [one.fixed_at + _TTL_AT for one in found]
     return struct.pack(f">{len(offsets)}H", *offsets)
 
 
@@ -137,20 +142,16 @@ class Run(NamedTuple):
     length: int
 
 
-def address_run(message: bytes) -> Run | None:
-    """Return the addresses in the answer of a message of our own; None where there are no two."""
-    run: Run | None = None
-    for one in records(message):
-        if not one.in_answer or one.type not in (A, AAAA):
-            continue
-        size = one.end - one.at
-        if run is None:
-            run = Run(one.at, size, 1)
-        elif size != run.size or one.at != run.start + size * run.length:
-            return None
-        else:
-            run = run._replace(length=run.length + 1)
-    return run if run is not None and run.length > 1 else None
+def address_run(found: Iterable[Found]) -> Run | None:
+    """Return the addresses in the answer; None where there are no two, or others between them."""
+    them = [one for one in found if one.in_answer and one.type in (A, AAAA)]
+    if len(them) < 2:
+        return None
+    start, size = them[0].at, them[0].end - them[0].at
+    places = range(start, start + size * len(them), size)
+    if any(one.at != at or one.end != at + size for one, at in zip(them, places, strict=True)):
+        return None
+    return Run(start, size, len(them))
 
 
 def turned(message: bytes, run: Run, turn: int) -> bytes:

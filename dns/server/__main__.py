@@ -17,8 +17,8 @@ import gc
 import signal
 import socket
 
+from vipd.backends import log
 from vipd.backends.privileges import allow_descriptors, give_up_privileges
-from vipd.backends.userspace.forwarder import log
 from vipd.dns.server.early import import_early
 from vipd.dns.server.worker import run
 from vipd.proxy.lean import give_back

@@ -17,16 +17,36 @@ MOST_PER_SECOND = 500
 
 
 class Access:
-    """Networks that may ask."""
+    """Networks that may ask. A change costs what it concerns, however many there are."""
 
-    def __init__(self, networks: Iterable[Network]) -> None:
-        self._prefixes: dict[tuple[int, int], set[int]] = {}
-        for one in networks:
-            shift = one.max_prefixlen - one.prefixlen
-            there = self._prefixes.setdefault((one.version, shift), set())
-            there.add(int(one.network_address) >> shift)
+    def __init__(self, networks: Iterable[Network] = ()) -> None:
+        self._prefixes: dict[tuple[int, int], dict[int, int]] = {}
+        """By version and bits behind the prefix: prefixes, and how often each was admitted."""
         self.verdicts: dict[str, bool] = {}
         """Sources as text, and whether they may ask; those that were looked at."""
+        self.admit(networks)
+
+    def admit(self, networks: Iterable[Network]) -> None:
+        """Let networks ask; the same one may be admitted for several reasons."""
+        for one in networks:
+            shift = one.max_prefixlen - one.prefixlen
+            there = self._prefixes.setdefault((one.version, shift), {})
+            prefix = int(one.network_address) >> shift
+            there[prefix] = there.get(prefix, 0) + 1
+        self.verdicts.clear()
+
+    def expel(self, networks: Iterable[Network]) -> None:
+        """Take one reason from each of these networks."""
+        for one in networks:
+            shift = one.max_prefixlen - one.prefixlen
+            there = self._prefixes[one.version, shift]
+            prefix = int(one.network_address) >> shift
+            there[prefix] -= 1
+            if not there[prefix]:
+                del there[prefix]
+            if not there:
+                del self._prefixes[one.version, shift]
+        self.verdicts.clear()
 
     def admits(self, source: str) -> bool:
         """Return whether a source may ask; its text is as the kernel gives it."""

@@ -21,6 +21,9 @@ from vipd.proxy.sources.protocol import Source
 _CONCERNED = ("manifests", "cluster_cidrs", "service_cidrs", "dns")
 """Fields of the configuration that mean something here."""
 
+LOOK_SECONDS = 10.0
+"""Between two looks whether the addresses are the node's."""
+
 log = structlog.get_logger()
 
 
@@ -48,14 +51,18 @@ async def serve(
         return await service.change(changed.dns)
 
     reloading = Reloading(flags or Flags(), {"dns": change_dns}, service.reread, _CONCERNED)
-    if flags is not None and flags.config is not None:
-        loop.add_signal_handler(signal.SIGHUP, reloading.ask)
+    has_file = flags is not None and flags.config is not None
+    loop.add_signal_handler(signal.SIGHUP, reloading.ask if has_file else _nothing_to_read)
     await service.start()
     following = _Following(service)
 
     async def tell_ready() -> None:
         await service.in_step()
+        await service.look_around()
         ready(service.listens)
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await service.look_around()
 
     needed: list[asyncio.Future[object]] = [asyncio.ensure_future(stop.wait())]
     needed += [
@@ -72,6 +79,10 @@ async def serve(
             task.cancel()
         await asyncio.gather(*needed, return_exceptions=True)
         await service.stop()
+
+
+def _nothing_to_read() -> None:
+    log.info("nothing is read again: there is no configuration file (--config)")
 
 
 class _Following:

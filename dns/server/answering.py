@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import gc
 import socket
-import time
 from collections.abc import Sequence
 
 from vipd.dns.answer import Answers
@@ -27,7 +26,7 @@ from vipd.dns.server.tcp import Connections
 from vipd.dns.server.waiting import Waiting
 from vipd.dns.settings import DnsSettings, answer_settings, zone_settings
 from vipd.dns.zone import Zone
-from vipd.proxy.names import parse_network
+from vipd.proxy.names import Network, parse_network
 
 RETIRE_SECONDS = 10.0
 """How long what waits for upstreams may take when this process has to go."""
@@ -45,7 +44,7 @@ class Answering:
         now = asyncio.get_running_loop().time()
         self.serving = Serving(
             Answers(self.zone),
-            Access(()),
+            Access(),
             Refusals(0, now),
             Waiting(self.settings.waiting, self.settings.waiting_of_client, self.counters),
             self.counters,
@@ -57,7 +56,10 @@ class Answering:
         """When the last change was told."""
         self._fed: tuple[Zone, DnsSettings] = self.zone, self.settings
         """What changes go into: the zone that is answered from, or the next one."""
-        self._allowed: tuple[str, ...] = ()
+        self._own: list[Network] = []
+        """Who may ask because of the settings."""
+        self._told: set[str] = set()
+        """Who may because of what is told."""
 
     async def begin(self, request: Begin, given: Sequence[socket.socket]) -> None:
         """Answer by other settings, at more or fewer addresses; two sockets each are given."""
@@ -79,9 +81,9 @@ class Answering:
         zone = self._fed[0]
         for one in {zone, self.zone}:
             _put(one, portion)
-        if portion.allow is not None and set(portion.allow) != set(self._allowed):
-            self._allowed = portion.allow
-            self._admit()
+            if request.serial:
+                one.stamp(request.serial)
+        self._take_sources(portion)
         if portion != Portion():
             self.fed_at = asyncio.get_running_loop().time()
         if request.synced and not zone.synced:
@@ -99,6 +101,7 @@ class Answering:
         if answer_settings(before) != answer_settings(settings):
             self.zone.prebuilt.drop(list(self.zone.prebuilt.replies))
         replaced = serving.answers
+        self.counters.bad_versions += replaced.bad_versions
         serving.answers = Answers(self.zone, answer_settings(settings))
         # They refer to themselves, and what was frozen is never looked at by the collector: the
         # zone before would stay for good. What still waits asks for `finish` and `fail` only.
@@ -120,10 +123,23 @@ class Answering:
         await self.forwarding.change(settings, self.places.listens)
 
     def _admit(self) -> None:
-        """Let those ask who may."""
-        own = [address for address, _ in self.places.listens]
-        texts = (*_LOOPBACK, *own, *self.settings.allow, *self._allowed)
-        self.serving.access = Access(parse_network(one.partition("%")[0]) for one in texts)
+        """Let those ask who may by the settings."""
+        listens = [address for address, _ in self.places.listens]
+        own = [_network(one) for one in (*_LOOPBACK, *listens, *self.settings.allow)]
+        if own != self._own:
+            self.serving.access.admit(own)
+            self.serving.access.expel(self._own)
+            self._own = own
+
+    def _take_sources(self, portion: Portion) -> None:
+        """Let those ask who may by what is told."""
+        come = set(portion.admit) - self._told
+        gone = self._told.intersection(portion.expel)
+        if come or gone:
+            self.serving.access.admit(map(_network, come))
+            self.serving.access.expel(map(_network, gone))
+            self._told -= gone
+            self._told |= come
 
     async def finish(self) -> None:
         """Return when what has arrived is answered, or does not end."""
@@ -141,6 +157,10 @@ class Answering:
         await self.forwarding.close()
 
 
+def _network(text: str) -> Network:
+    return parse_network(text.partition("%")[0])
+
+
 def _put(zone: Zone, portion: Portion) -> None:
     for facts in portion.put:
         zone.put(facts)
@@ -152,4 +172,3 @@ def _put(zone: Zone, portion: Portion) -> None:
         zone.drop_pod(name)
     if portion.namespaces is not None:
         zone.namespaces(portion.namespaces or None)
-    zone.stamp(int(time.time()))

@@ -84,7 +84,9 @@ class Asked:
     async def _wait(self, forward: Forward, began: float) -> None:
         serving = self._serving
         try:
-            reply = await serving.waiting.reply(forward, serving.answers, serving.asks, udp=False)
+            reply = await serving.waiting.reply(
+                forward, serving.answers, serving.asks, self._client, udp=False
+            )
         except Exception:  # one question must not end the process
             serving.failed_inside(forward.query.name)
             reply = serving.answers.fail(forward, udp=False)

@@ -1,7 +1,7 @@
 """What a process that answers has counted: plain numbers, in the shapes of CoreDNS's metrics.
 
 Lives here: counting, cheap enough for each datagram, and the names under which it is told. Must
-not: export (that is the daemon's).
+not: export (metrics.py).
 """
 
 from bisect import bisect_left
@@ -103,6 +103,8 @@ class Counters:
             0,
         )
         self.rcodes = [0] * 16
+        self.bad_versions = 0
+        """Replies BADVERS, by answers that were replaced; `rcodes` has them as NOERROR."""
         self.forwarded_rcodes = [0] * 16
         """Those of forwarded questions; they are in `rcodes` too."""
         self.durations = [0] * (len(SECONDS) + 1)
@@ -130,11 +132,17 @@ class Counters:
             if count
         }
 
-    def named_rcodes(self, *, forwarded: bool = False) -> dict[str, int]:
-        """Return how many replies there were by rcode: all, or those of forwarded questions."""
-        counts = self.forwarded_rcodes if forwarded else self.rcodes
+    def named_rcodes(self, *, forwarded: bool = False, bad_versions: int = 0) -> dict[str, int]:
+        """Return how many replies there were by rcode: all, or those of forwarded questions.
+
+        `bad_versions`: how many of all were BADVERS, beside those that are known here.
+        """
+        counts = list(self.forwarded_rcodes if forwarded else self.rcodes)
+        bad_versions = 0 if forwarded else min(self.bad_versions + bad_versions, counts[0])
+        counts[0] -= bad_versions
         named = ((*RCODES, *map(str, range(len(RCODES), 16)))[at] for at in range(16))
-        return {name: count for name, count in zip(named, counts, strict=True) if count}
+        found = {name: count for name, count in zip(named, counts, strict=True) if count}
+        return found | ({"BADVERS": bad_versions} if bad_versions else {})
 
     def sizes(self) -> tuple[dict[str, list[int]], dict[str, list[int]], dict[str, float]]:
         """Return histograms of questions and of replies by protocol, and the sums of all three."""

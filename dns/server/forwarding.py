@@ -6,8 +6,9 @@ Lives here: its life, and what it is told of this server. Must not: know how ups
 
 from collections.abc import Collection
 
-from vipd.backends.userspace.forwarder import log
-from vipd.dns.forward.forwarder import Forwarder
+from vipd.backends import log
+from vipd.dns.forward import wire
+from vipd.dns.forward.forwarder import Forwarder, Own
 from vipd.dns.server.messages import Sample, WireListen
 from vipd.dns.server.serving import Serving
 from vipd.dns.settings import DnsSettings
@@ -64,9 +65,14 @@ class Forwarding:
     def _is_ours(self, name: bytes) -> bool:
         return self._serving.answers.zone.is_ours(name)
 
-    def _own_zone(self, name: bytes, kind: int) -> bytes | None:
+    def _own_zone(self, name: bytes, kind: int) -> Own | None:
         """Return what the zone says where a CNAME of others leads into it."""
-        if not self._is_ours(name):
+        answers = self._serving.answers
+        found = answers.tcp(b"%b%b%b%b" % (_HEAD, name, kind.to_bytes(2), _IN))
+        if isinstance(found, bytes):
+            return Own(found)
+        if found is None or not found.before:  # names of others: it is not asked for these
             return None
-        found = self._serving.answers.tcp(b"%b%b%b%b" % (_HEAD, name, kind.to_bytes(2), _IN))
-        return found if isinstance(found, bytes) else None
+        ttl = answers.zone.settings.ttl
+        chain = [wire.record(wire.CNAME, ttl, target, owner) for owner, target in found.before]
+        return Own(wire.reply(name, kind, answers=tuple(chain)), found.name)

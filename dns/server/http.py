@@ -14,7 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 
 MOST = 32
 """Connections at once."""

@@ -72,8 +72,9 @@ def _is_left(listen: Listen) -> bool:
 def http_listener(listen: Listen) -> socket.socket:
     """Return a socket that listens for HTTP. Raise ConfigError that says who is there."""
     place = _place(listen, Protocol.TCP)
-    made = socket.socket(_family(listen), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    made: socket.socket | None = None
     try:
+        made = socket.socket(_family(listen), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         if made.family == socket.AF_INET6:
@@ -81,7 +82,8 @@ def http_listener(listen: Listen) -> socket.socket:
         made.bind((str(listen.address), listen.port))
         made.listen(_HTTP_BACKLOG)
     except OSError as error:
-        made.close()
+        if made is not None:
+            made.close()
         who = holders([place])
         by = f": {', '.join(who.values())}" if who else ""
         raise ConfigError("DNS", f"{listen}: {os.strerror(error.errno or 0)}{by}") from error

@@ -60,6 +60,8 @@ class Feed(Struct, tag=True, array_like=True):
     portion: Portion
     synced: bool = False
     supervised: Supervised = Supervised()
+    serial: int = 0
+    """Of the SOA records from now on; 0: as it is."""
 
 
 class Sibling(Struct, tag=True, array_like=True):
@@ -82,6 +84,9 @@ class Tell(Struct, tag=True, array_like=True):
 
 class HandOver(Struct, tag=True, array_like=True):
     """Give all sockets away, and go on answering on them. Answered HandedOver."""
+
+    skip: int = 0
+    """How many addresses were given before."""
 
 
 class Retire(Struct, tag=True, array_like=True):
@@ -168,6 +173,8 @@ class HandedOver(Struct, tag=True, array_like=True):
 
     listens: list[WireListen]
     http: list[WireListen] = []
+    more: bool = False
+    """Whether there are more addresses, to be asked for next."""
 
 
 Answer = Done | Met | Fed | Told | HandedOver

@@ -62,6 +62,7 @@ METRICS: Mapping[str, Metric] = {
     "coredns_proxy_healthcheck_failures_total": Metric("counter", "Failures of an upstream."),
     "coredns_proxy_conn_cache_hits_total": Metric("counter", "Questions over a kept connection."),
     "coredns_proxy_conn_cache_misses_total": Metric("counter", "Connections opened."),
+    "coredns_build_info": Metric("most", "1; the version is vipd's."),
     "vipd_dns_build_info": Metric("most", "1; the version is a label."),
     "vipd_dns_workers": Metric("gauge", "Processes that answer."),
     "vipd_dns_synced": Metric("least", "1 when the cluster is known."),
@@ -151,6 +152,8 @@ def _cache_labels(here: Labels) -> Labels:
 
 def _gauges(told: Told) -> Iterator[tuple[str, Labels, float]]:
     yield "vipd_dns_build_info", (("version", told.version),), 1
+    version = ("goversion", ""), ("revision", ""), ("version", f"vipd-{told.version}")
+    yield "coredns_build_info", version, 1
     yield "vipd_dns_workers", (), 1
     yield "vipd_dns_synced", (), told.synced
     yield "vipd_dns_stale", (), told.stale_seconds is not None
@@ -203,6 +206,13 @@ class Sum:
     def take(self, number: int, values: Values) -> None:
         """Take what a process says now."""
         self._latest[number] = values
+
+    def silence(self, number: int) -> None:
+        """Keep what a process has counted that does not answer; how it is, nobody knows."""
+        latest = self._latest.get(number, {})
+        self._latest[number] = {
+            key: value for key, value in latest.items() if _how(key[0]) == "counter"
+        }
 
     def lose(self, number: int) -> None:
         """Keep what a process has counted that has ended."""

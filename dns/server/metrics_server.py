@@ -23,7 +23,7 @@ from vipd.dns.settings import DNS_PORT
 KEEP_SECONDS = 0.5
 """For which a text is told again: whoever asks faster learns nothing new."""
 PATIENCE_SECONDS = 1.0
-"""For a sibling to say how it is; meanwhile what it last said counts."""
+"""For a sibling to say how it is; meanwhile only what it has counted is told."""
 
 
 class _Sibling:
@@ -33,6 +33,7 @@ class _Sibling:
         self._channel = channel
         self._asking: asyncio.Task[Told] | None = None
         self.told: Told | None = None
+        """None while it does not answer."""
 
     async def look(self) -> bool:
         """Let it say how it is; one that takes long is heard next time. Return whether it lives."""
@@ -40,6 +41,7 @@ class _Sibling:
             self._asking = asyncio.get_running_loop().create_task(self._ask())
         await asyncio.wait((self._asking,), timeout=PATIENCE_SECONDS)
         if not self._asking.done():
+            self.told = None
             return True
         asking, self._asking = self._asking, None
         try:
@@ -170,6 +172,8 @@ class MetricsServer:
             self._lose(number)
         elif sibling.told is not None:
             self._sum.take(number, _values(sibling.told))
+        else:
+            self._sum.silence(number)
 
     def _lose(self, number: int) -> None:
         sibling = self._siblings.pop(number, None)

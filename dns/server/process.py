@@ -11,22 +11,26 @@ import os
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from vipd.backends.userspace.channel import Channel
+from vipd.backends.worker_environment import worker_environment
 from vipd.dns.server import messages
 from vipd.dns.server.messages import Answer, Greet, Met, Quit, Request
+from vipd.proxy import logs
 from vipd.proxy.errors import Busy, UnknownResult
 
 PROGRAM = "vipd.dns.server"
 PATIENCE_SECONDS = 20.0
 """How long one answer may take: a portion is a matter of milliseconds."""
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred: pid, uid, gid (unix(7))."""
 
 
 class Process:
@@ -47,20 +51,23 @@ class Process:
     @classmethod
     async def start(cls, number: int, folder: Path | None) -> "Process":
         """Start a process and return it once it answers. Raise Busy or UnknownResult."""
-        if folder is None:
-            ours, theirs = socket.socketpair()
-            path = None
-        else:
-            path = folder / f"{number}-{secrets.token_hex(4)}.sock"
-            ours, theirs = None, _listening(path)
+        path = None if folder is None else folder / f"{number}-{secrets.token_hex(4)}.sock"
+        ours: socket.socket | None = None
         try:
+            if path is None:
+                ours, theirs = socket.socketpair()
+            else:
+                theirs = _listening(path)
             with theirs:
                 pid = await asyncio.to_thread(_spawn, number, theirs.fileno())
         except OSError as error:
+            if ours is not None:
+                ours.close()
             _discard(path)
-            raise Busy(f"no DNS worker can be started: {error.strerror}") from error
+            raise Busy(f"no DNS worker can be started: {error}") from error
         try:
-            return await (cls._met(ours, None) if ours is not None else cls.find(path))
+            connection = ours if ours is not None else await _connected(path)
+            return await cls._met(connection, path, pid)
         except (Busy, UnknownResult):
             os.kill(pid, signal.SIGKILL)
             await asyncio.to_thread(os.waitpid, pid, 0)
@@ -73,28 +80,31 @@ class Process:
 
         The file that one has left which is gone is removed.
         """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        connection = await _connected(path)
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await asyncio.get_running_loop().sock_connect(connection, str(path))
-        except (OSError, TimeoutError) as error:
+            pid, _, _ = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+        except OSError as error:
             connection.close()
-            if isinstance(error, ConnectionRefusedError):
-                _discard(path)
-            raise Busy(f"no DNS worker answers at {path}: {error!r}") from error
-        return await cls._met(connection, path)
+            raise Busy(f"no DNS worker answers at {path}: {error}") from error
+        return await cls._met(connection, path, pid)
 
     @classmethod
-    async def _met(cls, connection: socket.socket, path: Path | None) -> "Process":
+    async def _met(cls, connection: socket.socket, path: Path | None, pid: int) -> "Process":
+        """Return the process behind a connection; `pid` is its id, whatever it says.
+
+        It will be killed by that id, and it runs without privileges: it must not choose another.
+        """
         channel = Channel(connection)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await channel.send(messages.encode(Greet()))
                 met = messages.answer_of((await channel.receive())[0])
-            if isinstance(met, Met):
+            if isinstance(met, Met) and met.pid == pid:
                 return cls(channel, met, path)
-            why: object = f"it said {type(met).__name__}"
-        except (OSError, EOFError, TimeoutError, msgspec.DecodeError) as error:
+            why: object = f"pid {pid} said {met}"
+        except (OSError, EOFError, ValueError, TimeoutError, msgspec.DecodeError) as error:
             why = repr(error)
         channel.close()
         raise Busy(f"a DNS worker does not answer: {why}")
@@ -170,8 +180,8 @@ class Process:
         except TimeoutError as error:
             self.kill()
             raise UnknownResult(f"DNS worker {self.number} (pid {self.pid}) is deaf") from error
-        except (OSError, EOFError) as error:
-            raise Busy(f"DNS worker {self.number} (pid {self.pid}) has ended") from error
+        except (OSError, EOFError, ValueError) as error:
+            raise Busy(f"DNS worker {self.number} (pid {self.pid}): {error}") from error
         except msgspec.DecodeError as error:
             raise UnknownResult(f"DNS worker {self.number}: {error}") from error
 
@@ -188,6 +198,25 @@ class Process:
                 signal.pidfd_send_signal(self._watched, signal.SIGKILL)
 
 
+async def _connected(path: Path | None) -> socket.socket:
+    """Return a connection to a control socket. Raise Busy.
+
+    The file of one that has gone is removed.
+    """
+    connection: socket.socket | None = None
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.get_running_loop().sock_connect(connection, str(path))
+    except (OSError, TimeoutError) as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, ConnectionRefusedError):
+            _discard(path)
+        raise Busy(f"no DNS worker answers at {path}: {error!r}") from error
+    return connection
+
+
 def _discard(path: Path | None) -> None:
     if path is not None:
         path.unlink(missing_ok=True)
@@ -195,9 +224,14 @@ def _discard(path: Path | None) -> None:
 
 def _spawn(number: int, control: int) -> int:
     """Start a process and return its id."""
-    command = [sys.executable, "-P", "-m", PROGRAM, str(number), str(control), _log_form()]
+    command = [sys.executable, "-P", "-m", PROGRAM, str(number), str(control), logs.form()]
     process = subprocess.Popen(
-        command, pass_fds=[control], stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        pass_fds=[control],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",  # it must not hold a file system that somebody wants to unmount
+        env=worker_environment(os.environ),
     )
     # It is watched and reaped by whoever is there when it ends, which need not be this object.
     process.returncode = 0
@@ -218,9 +252,3 @@ def _listening(path: Path) -> socket.socket:
     finally:
         os.umask(before)
     return made
-
-
-def _log_form() -> str:
-    processors = structlog.get_config()["processors"]
-    is_json = any(isinstance(one, structlog.processors.JSONRenderer) for one in processors)
-    return "json" if is_json else "text"

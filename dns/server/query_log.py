@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 from vipd.dns.message import Edns, Malformed, Query, parse
 from vipd.dns.names import text_of
 from vipd.dns.server.counters import RCODES, TYPES
@@ -22,6 +22,7 @@ from vipd.dns.settings import DnsSettings
 LONGEST_WAITING = 1 << 20
 """Bytes of lines: those of about 6,000 questions."""
 FLUSH_SECONDS = 0.1
+_RCODES = (*RCODES, *map(str, range(len(RCODES), 16)))
 _CLASSES = {1: "IN", 3: "CH", 4: "HS", 255: "ANY"}
 _FLAGS = ((0x8000, "qr"), (0x0400, "aa"), (0x0200, "tc"), (0x0100, "rd"), (0x0080, "ra"))
 _LATER_FLAGS = ((0x0020, "ad"), (0x0010, "cd"))
@@ -180,7 +181,7 @@ def line_of(
         "size": size,
         "do": edns.dnssec_ok,
         "bufsize": edns.size if protocol == "udp" else 65535,
-        "rcode": (*RCODES, *map(str, range(len(RCODES), 16)))[flags & 15],
+        "rcode": "BADVERS" if edns.version and not flags & 15 else _RCODES[flags & 15],
         "flags": ",".join(name for bit, name in (*_FLAGS, *_LATER_FLAGS) if flags & bit),
         "rsize": len(reply),
         "seconds": round(seconds, 9),

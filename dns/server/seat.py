@@ -6,6 +6,7 @@ other workers (workers.py), or what a worker does with what it is told.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from socket import socket
 from typing import Protocol
@@ -19,6 +20,8 @@ from vipd.dns.server.process import Process
 from vipd.dns.settings import DnsSettings, Listen, zone_settings
 from vipd.proxy.errors import Busy, UnknownResult
 
+MOST_PAIRS = 100
+"""Addresses in one message, two sockets each: the kernel takes 253 descriptors."""
 LIVES_SECONDS = 5.0
 """A worker that lived longer is started again at once; otherwise the pause doubles."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
@@ -63,7 +66,7 @@ class Seat:
         self._wake = asyncio.Event()
         self._serves = False
         self._began = 0.0
-        """When the process was started (time.monotonic)."""
+        """When a start of the process began (time.monotonic)."""
         self._settings = team.settings
         """What the process was told, as the next three."""
         self._given: list[tuple[Listen, Pair]] = []
@@ -91,9 +94,11 @@ class Seat:
 
     async def begin(self) -> None:
         """Start the process. Raise Busy or UnknownResult."""
+        self._began = time.monotonic()
         process = await Process.start(self.number, self._team.folder)
-        self.process, self._serves, self._began = process, False, time.monotonic()
         process.watch(self._lost)
+        self.process, self._serves = process, False
+        self._untold = Untold()
         self._given, self._given_http = [], []
         await self._tell_settings(process, anew=True)
         await self._team.begun(self)
@@ -106,26 +111,32 @@ class Seat:
         http = [one for one in self.http if one not in self._given_http]
         gone = [one for one in self._given if one not in self.sockets]
         gone_http = [one for one in self._given_http if one not in self.http]
+        first, rest = pairs[:MOST_PAIRS], pairs[MOST_PAIRS:]
+        outlives = self._team.folder is not None
         request = Begin(
             settings,
-            [_wire(one) for one, _ in pairs],
-            outlives=self._team.folder is not None,
+            [_wire(one) for one, _ in first],
+            outlives=outlives,
             anew=anew,
             leave=[_wire(one) for one, _ in gone],
             http=[_wire(one) for one, _ in http],
             leave_http=[_wire(one) for one, _ in gone_http],
         )
-        given = [one for _, both in pairs for one in both] + [one for _, one in http]
+        given = _sockets(first) + [one for _, one in http]
         self._given, self._given_http = list(self.sockets), list(self.http)
         self._settings = settings
         if anew:
             self.in_step.clear()
-            self._untold = Untold()
             self.note(self._team.kept.everything())
         try:
             await process.ask(request, given)
+            for at in range(0, len(rest), MOST_PAIRS):
+                part = rest[at : at + MOST_PAIRS]
+                where = [_wire(one) for one, _ in part]
+                request = Begin(settings, where, outlives=outlives, anew=False)
+                await process.ask(request, _sockets(part))
         finally:
-            for one in (*(one for _, both in gone for one in both), *(one for _, one in gone_http)):
+            for one in (*_sockets(gone), *(one for _, one in gone_http)):
                 one.close()
 
     async def serve_if_due(self) -> None:
@@ -139,7 +150,11 @@ class Seat:
             await self.process.ask(Serve())
 
     async def run(self) -> None:
-        """Tell a worker everything, and start it again whenever it ends."""
+        """Tell a worker everything, and start it again whenever it ends, for as long as it takes.
+
+        Whatever goes wrong here: a worker that is not told changes would say wrong names, and look
+        as well as the others. It is ended, and the next one is told everything.
+        """
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -148,14 +163,20 @@ class Seat:
                 await self._feed()
             except (Busy, UnknownResult) as error:
                 log.warning("DNS worker does not answer", number=self.number, why=str(error))
-                if (process := self.process) is not None:
-                    process.kill()
-                    await process.gone()
+                await self._kill()
+            except Exception:  # an error of this program, see above
+                log.exception("DNS worker is not told of changes", number=self.number)
+                await self._kill()
             if time.monotonic() - self._began > LIVES_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _kill(self) -> None:
+        if (process := self.process) is not None:
+            process.kill()
+            await process.gone()
 
     async def _feed(self) -> None:
         """Tell one process what there is to tell, for as long as it lives."""
@@ -172,7 +193,7 @@ class Seat:
                 portion = self._untold.portion(kept) if self._untold else Portion()
                 synced = kept.synced and not self._untold
                 self._supervised = self._team.supervised
-                await process.ask(Feed(portion, synced, self._supervised))
+                await process.ask(Feed(portion, synced, self._supervised, kept.serial))
                 if synced and self._settings is self._team.settings:
                     self.in_step.set()
 
@@ -196,6 +217,10 @@ class Seat:
             self.in_step.clear()
             self._team.lost(self)
             self._wake.set()
+
+
+def _sockets(pairs: Sequence[tuple[Listen, Pair]]) -> list[socket]:
+    return [one for _, both in pairs for one in both]
 
 
 def _wire(listen: Listen) -> WireListen:

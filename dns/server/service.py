@@ -5,6 +5,7 @@ Lives here: what the daemon and `vipd dns serve` see of DNS. Must not: know how 
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +14,12 @@ import structlog
 from msgspec import Struct, structs
 
 from vipd.dns.feed import Kept
+from vipd.dns.server import way
 from vipd.dns.server.messages import Tell, Told, WireListen
 from vipd.dns.server.takeover import find, quit_all
 from vipd.dns.server.workers import Workers
-from vipd.dns.settings import DnsSettings, Listen
-from vipd.proxy.errors import Busy, UnknownResult
+from vipd.dns.settings import DnsSettings, Listen, zone_settings
+from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
 from vipd.proxy.events import Event
 from vipd.proxy.names import Network, parse_address
 from vipd.proxy.snapshot import Snapshot, Touched
@@ -45,6 +47,10 @@ class DnsStatus(Struct, frozen=True):
     """What is wrong with the configuration file as it is now; empty: nothing."""
     restart_needed: tuple[str, ...] = ()
     """Its fields that have changed, and count at the next start only."""
+    wanted: int = 0
+    """How many workers there should be; those that do not say how they are are not in `workers`."""
+    elsewhere: tuple[str, ...] = ()
+    """Those of `listens` whose address is not the node's: no question comes there."""
 
 
 class DnsService:
@@ -70,15 +76,26 @@ class DnsService:
         self._following: asyncio.Task[None] | None = None
         self._refused = ""
         self._restart_needed: list[str] = []
-        self.moved = asyncio.Event()
-        """Set when it answers elsewhere than before; whoever waits for it clears it."""
+        self.elsewhere: tuple[Listen, ...] = ()
+        """Where it should answer, but the address is not the node's: as it was seen last."""
 
     def _whole(self, settings: DnsSettings) -> DnsSettings:
         """Return settings with what the rest of the configuration says."""
         reverse = settings.reverse
         if reverse is None:
             reverse = (*self._pods, *self._networks)
-        return structs.replace(settings, reverse=reverse, allow=(*settings.allow, *self._pods))
+        forward = settings.forward
+        files = {
+            field: str(Path(path).absolute())  # workers run in /
+            for field in ("resolv_conf", "hosts_file")
+            if (path := getattr(forward, field))
+        }
+        return structs.replace(
+            settings,
+            reverse=reverse,
+            allow=(*settings.allow, *self._pods),
+            forward=structs.replace(forward, **files),
+        )
 
     @property
     def settings(self) -> DnsSettings:
@@ -94,6 +111,11 @@ class DnsService:
     def http(self) -> list[Listen]:
         """Where metrics are told."""
         return self._workers.http
+
+    @property
+    def wanted(self) -> int:
+        """How many workers there should be."""
+        return self.settings.workers if self.listens else 0
 
     @property
     def restarts(self) -> int:
@@ -126,10 +148,12 @@ class DnsService:
         if self.listens and settings.listen and settings.workers != self._workers.settings.workers:
             needed.append("workers")
         before = self.listens
-        await self._workers.change(self._whole(settings))
+        whole = self._whole(settings)
+        if zone_settings(whole) != zone_settings(self.settings):
+            self._kept.stamp(self._kept.everything(), time.time())
+        await self._workers.change(whole)
         if self.listens != before:
             self._started()
-            self.moved.set()
         return needed
 
     def reread(self, refused: str, restart_needed: Sequence[str]) -> None:
@@ -142,7 +166,9 @@ class DnsService:
         self, events: Sequence[Event], before: Snapshot, after: Snapshot, touched: Touched
     ) -> None:
         """Take events that were folded, and let the workers be told what follows from them."""
-        self._workers.note(self._kept.take(events, before, after, touched))
+        changed = self._kept.take(events, before, after, touched)
+        self._kept.stamp(changed, time.time())
+        self._workers.note(changed)
 
     async def in_step(self) -> None:
         """Return when every worker was told everything that is known."""
@@ -162,7 +188,23 @@ class DnsService:
             tuple(map(str, self._workers.http)),
             self._refused,
             tuple(self._restart_needed),
+            self.wanted,
+            tuple(map(str, self.elsewhere)),
         )
+
+    async def look_around(self) -> None:
+        """See which addresses are the node's now; those that are not are logged once."""
+        try:
+            found = tuple(await asyncio.to_thread(way.elsewhere, self.listens))
+        except DataplaneError as error:
+            log.warning("addresses of DNS cannot be looked at", why=str(error))
+            return
+        for one in found:
+            if one not in self.elsewhere:
+                log.warning(
+                    "DNS is not reachable at an address that is not the node's", at=str(one)
+                )
+        self.elsewhere = found
 
     async def trace(self, argument: str) -> "Course":
         """Return how a question comes to its answer, for the control socket."""
@@ -214,6 +256,7 @@ async def status_without_daemon(state: Path) -> DnsStatus | None:
         0,
         tuple(sorted(told, key=lambda one: one.number)),
         _texts([listen for one in told for listen in one.http]),
+        wanted=len(told),
     )
 
 

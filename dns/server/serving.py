@@ -7,7 +7,7 @@ import asyncio
 import traceback
 from collections.abc import Callable
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 from vipd.dns.answer import Answers, Outcome
 from vipd.dns.server.access import Access, Refusals
 from vipd.dns.server.counters import Counters

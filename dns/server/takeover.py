@@ -6,7 +6,7 @@ Lives here: finding them, having their sockets, and ending them. Must not: start
 import asyncio
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +34,9 @@ class Inherited(NamedTuple):
         """Close what nobody has taken."""
         for pairs in self.pairs.values():
             for both in pairs:
-                for one in both:
-                    one.close()
+                _close(both)
         for those in self.http.values():
-            for one in those:
-                one.close()
+            _close(those)
 
 
 async def inherit(old: Collection[Process]) -> Inherited:
@@ -54,25 +52,50 @@ async def inherit(old: Collection[Process]) -> Inherited:
 
     for process in old:
         try:
-            answer, given = await process.ask(HandOver())
+            async for answer, given in _handed_over(process):
+                pairs = 2 * len(answer.listens)
+                for listen, both in zip(answer.listens, _pairs(given[:pairs]), strict=True):
+                    if is_new(both[0]):
+                        found.pairs.setdefault(_listen(listen), []).append(both)
+                    else:
+                        _close(both)
+                for listen, one in zip(answer.http, given[pairs:], strict=True):
+                    if is_new(one):
+                        found.http.setdefault(_listen(listen), []).append(one)
+                    else:
+                        one.close()
         except (Busy, UnknownResult) as error:
             log.warning("a DNS worker does not give its sockets", why=str(error))
-            continue
-        if not isinstance(answer, HandedOver):
-            continue
-        for listen in answer.listens:
-            udp, tcp = given.pop(0), given.pop(0)
-            if is_new(udp):
-                found.pairs.setdefault(_listen(listen), []).append((udp, tcp))
-            else:
-                udp.close()
-                tcp.close()
-        for listen, one in zip(answer.http, given, strict=True):
-            if is_new(one):
-                found.http.setdefault(_listen(listen), []).append(one)
-            else:
-                one.close()
     return found
+
+
+async def _handed_over(
+    process: Process,
+) -> AsyncIterator[tuple[HandedOver, list[socket.socket]]]:
+    """Yield what a process gives away, so many sockets at a time. Raise Busy or UnknownResult."""
+    skip = 0
+    while True:
+        answer, given = await process.ask(HandOver(skip))
+        if not isinstance(answer, HandedOver) or len(given) != _count(answer):
+            _close(given)
+            raise Busy(f"{len(given)} sockets came with {type(answer).__name__}")
+        yield answer, given
+        skip += len(answer.listens)
+        if not (answer.more and answer.listens):
+            return
+
+
+def _count(answer: HandedOver) -> int:
+    return 2 * len(answer.listens) + len(answer.http)
+
+
+def _pairs(sockets: Sequence[socket.socket]) -> list[Pair]:
+    return list(zip(sockets[::2], sockets[1::2], strict=True))
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for one in sockets:
+        one.close()
 
 
 def _listen(told: WireListen) -> Listen:

@@ -163,7 +163,9 @@ class UdpServer:
     async def _forwarded(self, forward: Forward, client: tuple[str, int], began: float) -> None:
         serving = self._serving
         try:
-            reply = await serving.waiting.reply(forward, serving.answers, serving.asks, udp=True)
+            reply = await serving.waiting.reply(
+                forward, serving.answers, serving.asks, client[0], udp=True
+            )
         except Exception:  # one question must not end the process
             serving.failed_inside(forward.query.name)
             reply = serving.answers.fail(forward)

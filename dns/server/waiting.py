@@ -20,9 +20,15 @@ class Asks(Protocol):
         """Return a whole reply if nobody has to be asked for it."""
 
     async def ask(
-        self, name: bytes, qtype: int, *, dnssec: bool = False, checking_disabled: bool = False
+        self,
+        name: bytes,
+        qtype: int,
+        *,
+        dnssec: bool = False,
+        checking_disabled: bool = False,
+        client: str | None = None,
     ) -> Got:
-        """Return a whole reply."""
+        """Return a whole reply; `client` has its part of what may be asked at a time."""
 
 
 class Waiting:
@@ -70,9 +76,9 @@ class Waiting:
         return None if got is None else answers.finish(forward, got, udp=udp)
 
     async def reply(
-        self, forward: Forward, answers: Answers, asks: Asks | None, *, udp: bool
+        self, forward: Forward, answers: Answers, asks: Asks | None, client: str, *, udp: bool
     ) -> bytes:
-        """Return the reply to a question that is forwarded and was admitted."""
+        """Return the reply to a question of a client that is forwarded and was admitted."""
         if asks is None:
             return answers.fail(forward, udp=udp)
         query = forward.query
@@ -81,5 +87,6 @@ class Waiting:
             forward.type,
             dnssec=query.dnssec_ok,
             checking_disabled=query.checking_disabled,
+            client=client,
         )
         return answers.finish(forward, got, udp=udp)

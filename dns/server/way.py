@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 import structlog
 
 from vipd.backends.ipvs.objects import ROUTE_PROTOCOL as IPVS_ROUTE_PROTOCOL
-from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
+from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted, is_own
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.userspace.objects import ROUTE_PROTOCOL as USERSPACE_ROUTE_PROTOCOL
 from vipd.dns.settings import Listen
@@ -39,11 +39,16 @@ def belongs(address: Address, networks: Collection[Network]) -> bool:
 
 
 async def prepare(
-    listens: Sequence[Listen], networks: Collection[Network], *, whole: bool = True
+    listens: Sequence[Listen],
+    networks: Collection[Network],
+    *,
+    whole: bool = True,
+    going: Collection[Listen] = (),
 ) -> None:
     """Make the addresses the node's, and keep DNS untracked; what was for others is taken away.
 
-    Not `whole`: there may be more networks than are known yet, so no route is taken away. What
+    Not `whole`: there may be more networks than are known yet, so no route is taken away. `going`
+    are those of `listens` that no question shall come to any more, while replies still leave. What
     cannot be done is logged: the server works where the node brings the rest.
     """
     try:
@@ -57,7 +62,7 @@ async def prepare(
         return
     try:
         if listens:
-            await nft.run(["-f", "-"], table(listens))
+            await nft.run(["-f", "-"], table(listens, going))
         else:
             await _remove_table(nft)
     except DataplaneError as error:
@@ -80,8 +85,35 @@ async def leftovers(*, remove: bool) -> list[str]:
     return found + [f"local route to {one}" for one in ours]
 
 
-def table(listens: Sequence[Listen]) -> str:
-    """Return the table as nft reads it; it replaces what is there."""
+def elsewhere(listens: Collection[Listen]) -> list[Listen]:
+    """Return the places whose address is not this node's: no question can come there. Blocks.
+
+    Raise DataplaneError.
+    """
+    return [one for one in listens if not one.address.is_loopback and not is_own(one.address)]
+
+
+async def is_untracked(listens: Sequence[Listen]) -> bool:
+    """Return whether the table is there with all its rules and places, or must not be there.
+
+    True where nft is not there. Raise DataplaneError.
+    """
+    nft = Nft()
+    if nft.path is None:
+        return True
+    has_table = await _has_table(nft)
+    if not listens or not has_table:
+        return not listens and not has_table
+    text = (await nft.run(["list", "table", *TABLE.split()])).decode(errors="replace")
+    whole = text.count("notrack") == table(listens).count("notrack")
+    return whole and all(f"{one.address} . {one.port}" in text for one in listens)
+
+
+def table(listens: Sequence[Listen], going: Collection[Listen] = ()) -> str:
+    """Return the table as nft reads it; it replaces what is there.
+
+    What comes to one of `going` is tracked, so that it may be translated; what leaves it is not.
+    """
     lines = [f"add table {TABLE}", f"delete table {TABLE}", f"add table {TABLE}"]
     for chain, hook in (("arriving", "prerouting"), ("leaving", "output")):
         lines.append(f"add chain {TABLE} {chain} {{ type filter hook {hook} priority raw; }}")
@@ -89,16 +121,22 @@ def table(listens: Sequence[Listen]) -> str:
         places = [one for one in dict.fromkeys(listens) if one.address.version == version]
         if not places:
             continue
-        elements = ", ".join(f"{one.address} . {one.port}" for one in places)
         kind = "ipv4_addr" if version == 4 else "ipv6_addr"
-        lines.append(f"add set {TABLE} {family}-places {{ type {kind} . inet_service; }}")
-        lines.append(f"add element {TABLE} {family}-places {{ {elements} }}")
-        for chain, ends in (("arriving", "d"), ("leaving", "ds")):
-            lines += [
+        staying = [one for one in places if one not in going]
+        for name, there in (("places", staying), ("sources", places)):
+            lines.append(f"add set {TABLE} {family}-{name} {{ type {kind} . inet_service; }}")
+            elements = ", ".join(f"{one.address} . {one.port}" for one in there)
+            if there:
+                lines.append(f"add element {TABLE} {family}-{name} {{ {elements} }}")
+        for chain, end, name in (
+            ("arriving", "d", "places"),
+            ("leaving", "d", "places"),
+            ("leaving", "s", "sources"),
+        ):
+            lines.append(
                 f"add rule {TABLE} {chain} meta l4proto {{ tcp, udp }} "
-                f"{family} {end}addr . th {end}port @{family}-places notrack"
-                for end in ends
-            ]
+                f"{family} {end}addr . th {end}port @{family}-{name} notrack"
+            )
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -124,11 +162,6 @@ def _route(wanted: Sequence[Address], networks: Collection[Network], whole: bool
         changes += [Wanted("del", one) for one in sorted(ours - needed, key=str)]
     for error in routes.change(changes).values():
         raise error
-    if not whole:
-        return
-    for one in wanted:
-        if one not in others | needed and not one.is_loopback:
-            log.warning("DNS is not reachable at an address that is not the node's", address=one)
 
 
 def _ours() -> list[Address]:

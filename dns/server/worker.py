@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from vipd.backends import log as own_log
 from vipd.backends.userspace.channel import Channel
-from vipd.backends.userspace.forwarder import log as own_log
 from vipd.dns.server import messages
 from vipd.dns.server.answering import Answering
 from vipd.dns.server.messages import (
@@ -38,6 +38,9 @@ from vipd.dns.server.metrics_server import MetricsServer
 from vipd.proxy.version import VERSION
 
 PAUSE_SECONDS = 0.1
+CONTROL_BACKLOG = 8
+MOST_PAIRS = 100
+"""Addresses in one message, two sockets each: the kernel takes 253 descriptors."""
 
 
 class Worker:
@@ -63,6 +66,8 @@ class Worker:
         if not control.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             await self._talk(Channel(control.dup()))
             return
+        # Whoever connects is told the process that said this last, which cannot be another's id.
+        control.listen(CONTROL_BACKLOG)
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as talks:
             while True:
@@ -123,18 +128,25 @@ class Worker:
                 return Done(), ()
             case Tell():
                 return self.told(), ()
-            case HandOver():
-                if self._retired:
-                    return HandedOver([]), ()
-                places = self._answering.places
-                beside = [*places.sockets, *self._metrics.sockets]
-                return HandedOver(places.listens, self._metrics.listens), beside
+            case HandOver(skip):
+                # One that is retired reads them no more: they are as good.
+                return self._handed_over(skip)
             case Retire():
                 self._retire()
                 return Done(), ()
             case Quit():
                 self.over.set()
                 return None, ()
+
+    def _handed_over(self, skip: int) -> tuple[HandedOver, Sequence[socket.socket]]:
+        """Return the next of its sockets; those for metrics come first."""
+        places = self._answering.places
+        listens = places.listens[skip : skip + MOST_PAIRS]
+        sockets = places.sockets[2 * skip : 2 * (skip + MOST_PAIRS)]
+        more = len(places.listens) > skip + MOST_PAIRS
+        if skip:
+            return HandedOver(listens, more=more), sockets
+        return HandedOver(listens, self._metrics.listens, more), [*sockets, *self._metrics.sockets]
 
     async def _tell(self, channel: Channel) -> None:
         """Say how it is to a process of the same server, and do nothing else for it."""
@@ -195,7 +207,7 @@ class Worker:
             waiting=answering.serving.waiting.count,
             counters=counters.by_name | more,
             types=counters.types(),
-            rcodes=counters.named_rcodes(),
+            rcodes=counters.named_rcodes(bad_versions=answering.serving.answers.bad_versions),
             request_sizes=asked,
             response_sizes=given,
             durations=counters.durations,

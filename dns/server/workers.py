@@ -47,7 +47,7 @@ class Workers:
         self._old: list[Process] = []
         """Workers of the daemon before."""
         self._leaving: list[Process] = []
-        """Those of them that take no new questions."""
+        """Those that take no new questions, of the daemon before or of settings before."""
         self._relieving: asyncio.Task[None] | None = None
         self._retrying: asyncio.Task[None] | None = None
 
@@ -75,19 +75,21 @@ class Workers:
         count = self.settings.workers if self.settings.listen else 0
         self._seats = [Seat(number, self) for number in range(count)]
         try:
+            ours = {one.pid for one in self._leaving}
             for old in await find(self.folder):
+                if old.pid in ours:
+                    old.forget()
+                    continue
                 (self._leaving if old.met.retired else self._old).append(old)
                 old.watch(self._left)
-            inherited = await inherit(list(self._old))
+            inherited = await inherit([*self._old, *self._leaving])
             try:
                 self._bound.start(self.settings, self._seats, inherited)
             finally:
                 inherited.close()
             await asyncio.gather(*(seat.begin() for seat in self._seats))
         except BaseException:
-            await self.stop()
-            self._seats.clear()
-            self._bound.clear()
+            await self._give_up()
             raise
         for seat in self._seats:
             seat.task = asyncio.ensure_future(seat.run())
@@ -135,10 +137,14 @@ class Workers:
             await seat.in_step.wait()
 
     async def told(self) -> list[Told]:
-        """Return what each worker says of itself; nothing of those that do not answer."""
+        """Return what each worker says of itself.
+
+        Nothing of those that do not answer, nor of those that nobody tells changes any more: these
+        would be called well.
+        """
         found = []
         for seat in self._seats:
-            if seat.process is not None:
+            if seat.process is not None and (seat.task is None or not seat.task.done()):
                 try:
                     async with asyncio.timeout(TELL_SECONDS):
                         answer, _ = await seat.process.ask(Tell())
@@ -152,6 +158,20 @@ class Workers:
     async def stop(self) -> None:
         """Tell nothing more. Workers with a folder go on, the others end."""
         await self._end_tasks()
+        await self._let_go()
+        for old in (*self._old, *self._leaving):
+            old.forget()
+
+    async def _give_up(self) -> None:
+        """Be as before a start that has failed; what is leaving goes on leaving."""
+        await self._let_go()
+        self._seats.clear()
+        self._bound.clear()
+        for old in self._old:
+            old.forget()
+        self._old.clear()
+
+    async def _let_go(self) -> None:
         for seat in self._seats:
             process, seat.process = seat.process, None
             if process is not None:
@@ -159,8 +179,6 @@ class Workers:
                     await end(process)
                 process.forget()
             seat.close()
-        for old in (*self._old, *self._leaving):
-            old.forget()
 
     async def _retire(self) -> None:
         """Let all of them end, once what has arrived is answered."""
@@ -206,7 +224,10 @@ class Workers:
         for other in self._seats[1:] if seat is first else [seat]:
             if first.process is None or other.process is None or other is first:
                 continue
-            ours, theirs = socket.socketpair()
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError as error:
+                raise Busy(f"DNS workers cannot be introduced: {error.strerror}") from error
             # One that ends meanwhile is started again, and introduced then.
             with ours, theirs, contextlib.suppress(Busy, UnknownResult):
                 await other.process.ask(Hear(), [theirs])

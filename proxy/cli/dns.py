@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from vipd.dns.server.service import DnsStatus
     from vipd.dns.settings import Listen
 
-_OF_UPSTREAM = "vipd_dns_forward_upstream_"
-
 
 @click.group()
 def dns() -> None:
@@ -109,18 +107,18 @@ def status(socket: str | None, as_json: bool) -> None:
 
     import msgspec
 
+    from vipd.proxy.cli.dns_views import is_degraded, status_view
     from vipd.proxy.cli.main import DEGRADED
     from vipd.proxy.cli.output import print_json
     from vipd.proxy.config import DEFAULT_SOCKET
 
     told = _status(socket if socket is not None else DEFAULT_SOCKET)
     if as_json:
-        print_json(msgspec.json.encode(told))
+        print_json(msgspec.json.encode(status_view(told)))
     else:
         for line in _status_lines(told):
             click.echo(line)
-    stale = any(one.stale_seconds is not None for one in told.workers)
-    if told.listens and (stale or not all(one.synced for one in told.workers)):
+    if is_degraded(told):
         sys.exit(DEGRADED)
 
 
@@ -146,11 +144,16 @@ def _status(socket: str) -> "DnsStatus":
 
 
 def _status_lines(told: "DnsStatus") -> Iterator[str]:
-    yield f"answers on   {', '.join(told.listens) or 'nothing: see --dns-listen'}"
+    from vipd.proxy.cli.dns_views import silent_of
+    from vipd.proxy.status import places
+
+    yield f"answers on   {places(told.listens, told.elsewhere) or 'nothing: see --dns-listen'}"
     if told.listens:
         yield f"metrics      {', '.join(told.http) or 'nowhere: see dns.http'}"
     for one in told.workers:
         yield from _worker_lines(one)
+    for number in silent_of(told):
+        yield f"worker {number}     does not answer"
     for line in _upstream_lines(told.workers):
         yield f"upstream     {line}"
     if told.restarts:
@@ -182,23 +185,17 @@ def _worker_lines(one: "Told") -> Iterator[str]:
 
 def _upstream_lines(workers: "Sequence[Told]") -> Iterator[str]:
     """Say how each upstream is; where workers do not agree, as the one that thinks worst of it."""
-    found: dict[str, dict[str, float]] = {}
-    for name, labels, value in (one for worker in workers for one in worker.samples):
-        upstream = dict(labels).get("to")
-        if upstream is not None and name.startswith(_OF_UPSTREAM):
-            there = found.setdefault(upstream, {})
-            what = name.removeprefix(_OF_UPSTREAM)
-            there[what] = max(there.get(what, 0), value)
-    for upstream, values in sorted(found.items()):
-        seconds = values.get("round_trip_seconds")
-        if values.get("looping"):
-            state = "left out: it asks this server what it is asked"
-        elif values.get("down"):
-            state = "down"
-        else:
-            state = "has not answered yet" if seconds is None else "answers"
+    from vipd.proxy.cli.dns_views import upstreams
+
+    words = {
+        "looping": "left out: it asks this server what it is asked",
+        "not heard yet": "has not answered yet",
+        "up": "answers",
+    }
+    for one in upstreams(workers):
+        seconds = one.round_trip_seconds
         after = "" if seconds is None else f", after {seconds * 1000:.1f} ms"
-        yield f"{upstream} {state}{after}"
+        yield f"{one.address} {words.get(one.state, one.state)}{after}"
 
 
 def _tell_ready(listens: "Sequence[Listen]") -> None:

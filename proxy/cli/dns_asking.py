@@ -28,7 +28,7 @@ from vipd.dns.settings import (
     parse_listen,
     zone_settings,
 )
-from vipd.dns.tracing import Asked, Course, Trace
+from vipd.dns.tracing import NO_NAME, Asked, Course, Trace
 from vipd.proxy.config import DEFAULT_SOCKET
 from vipd.proxy.control import read
 from vipd.proxy.errors import ConfigError, ControlError
@@ -47,6 +47,8 @@ class Reply:
         self.message, self.way, self.seconds = message, way, seconds
         self.whence = ""
         """Who answered it, where that is not this server; empty: not known."""
+        self.stranger = ""
+        """Where it was asked, if the daemon that was traced cannot have answered there."""
 
     @property
     def is_answer(self) -> bool:
@@ -133,14 +135,33 @@ def online(
         names = [(one, None) for one in candidates(asked.name, asked.namespace, domain)]
 
     def ask(name: str, traced: Trace | None) -> Reply:
-        if traced is None or traced.ours:
+        if traced is None:
             return exchange(name, asked.type, to)
+        if traced.ours:
+            reply = exchange(name, asked.type, to)
+            if is_somebody_elses(reply.message, traced):
+                reply.stranger = str(to)
+            return reply
         before = _counted(path)
         reply = exchange(name, asked.type, to)
         reply.whence = whence(before, _counted(path))
         return reply
 
     return Source(names, ask)
+
+
+def is_somebody_elses(reply: dns.message.Message, traced: Trace) -> bool:
+    """Return whether a reply to a name of the cluster cannot be that of the daemon of the trace.
+
+    The daemon says of each such name that it is the authority, but where it knows nothing yet or
+    refuses who asks.
+    """
+    if reply.rcode() in (dns.rcode.SERVFAIL, dns.rcode.REFUSED):
+        return False
+    if not reply.flags & dns.flags.AA:
+        return True
+    denied = reply.rcode() == dns.rcode.NXDOMAIN
+    return traced.tail is None and denied != (traced.ending == NO_NAME)
 
 
 def exchange(name: str, kind: int, to: Listen) -> Reply:

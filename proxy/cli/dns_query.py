@@ -107,7 +107,12 @@ def lines(name: str, kind: int, reply: "Reply | None", traced: "Trace | None") -
     yield f"{printable(name)} {dns.rdatatype.to_text(dns.rdatatype.RdataType.make(kind))}: " + (
         "not asked" if reply is None else reply.outcome
     )
-    origins = dict(_origins(traced))
+    if reply is not None and reply.stranger:
+        yield (
+            f"  note: the reply is not this daemon's: another server answers at {reply.stranger} "
+            "from here; below is what the daemon would say"
+        )
+    origins = {} if reply is not None and reply.stranger else dict(_origins(traced))
     for records, heading in _sections(reply):
         for rrset in records:
             for one in rrset:
@@ -156,6 +161,7 @@ def view(name: str, reply: "Reply | None", traced: "Trace | None") -> Mapping[st
         "name": name,
         "asked": reply is not None,
         **({} if reply is None else reply.view()),
+        **({"stranger": reply.stranger} if reply is not None and reply.stranger else {}),
         "records": [
             {
                 "name": rrset.name.to_text(),

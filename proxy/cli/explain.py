@@ -141,10 +141,7 @@ def text(told: "Explanation", *, every: bool = False) -> Iterator[str]:
         yield from _path(told)
     for heading, lines in (
         (f"what mode {told.mode} does otherwise, whatever stands above", told.differences),
-        (
-            "workers and the kernel know" if told.mode == "userspace" else "the kernel knows",
-            told.live,
-        ),
+        ("what is known of it now", told.live),
     ):
         if lines:
             yield ""

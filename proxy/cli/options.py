@@ -15,7 +15,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _NODE_OPTIONS = [
     click.option("--config", metavar="FILE", help="File of kind VipdConfiguration."),
     click.option(
-        "--mode", help="Dataplane: nftables, iptables, ipvs, or auto (the default), which chooses."
+        "--mode",
+        help="Dataplane: nftables, iptables, ipvs, userspace, or auto (the default): "
+        "the first that works.",
     ),
     click.option("--node-name", metavar="NAME", help="This node's name. Default: the host name."),
     click.option(

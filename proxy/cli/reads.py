@@ -74,7 +74,7 @@ def _print_status(told: "object") -> None:
             f"ended at a deadline: {counted(told.flows_cut, 'flow')}"
         )
     if told.dns_listen:
-        click.echo(f"dns        {dns_line(told.dns_listen, told.dns)}")
+        click.echo(f"dns        {dns_line(told.dns_listen, told.dns, told.dns_elsewhere)}")
     for line in worker_lines(told.workers):
         click.echo(line)
     if told.passed_over:

@@ -129,9 +129,14 @@ def _subscribe() -> socket.socket:
 
 
 async def _change(watching: socket.socket) -> None:
-    """Return after something has changed. What it was does not matter: all is read anew."""
+    """Return after something has changed. What it was does not matter: all is read anew.
+
+    Loopback's addresses are left out, and vipd itself changes them (backends/local_routes.py).
+    """
+    loop = asyncio.get_running_loop()
     try:
-        await asyncio.get_running_loop().sock_recv(watching, 65536)
+        while _is_of_loopback(await loop.sock_recv(watching, 65536)):
+            pass
     except OSError as error:
         _expect_overflow(error)
     await asyncio.sleep(QUIET_SECONDS)
@@ -142,6 +147,16 @@ async def _change(watching: socket.socket) -> None:
             return
         except OSError as error:
             _expect_overflow(error)
+
+
+def _is_of_loopback(events: bytes) -> bool:
+    """Return whether all that has changed are addresses of the loopback interface."""
+    changed = [one for _, _, _, one in netlink.split(events)]
+    return bool(changed) and all(
+        len(one) >= HEADER.size + _MESSAGE.size
+        and _MESSAGE.unpack_from(one, HEADER.size)[4] == _LOOPBACK
+        for one in changed
+    )
 
 
 def _expect_overflow(error: OSError) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -217,6 +218,7 @@ def test_alone_without_root(lab: Lab, tmp_path_factory: pytest.TempPathFactory) 
     try:
         assert alone.stdout is not None
         assert alone.stdout.readline() == b"answers on 127.0.0.1:5353\n"
+        alone.send_signal(signal.SIGHUP)  # there is no file to read again
         question = dns.message.make_query(WEB, "A")
         reply = lab.run(
             "client-2", lambda: dns.query.udp(question, "127.0.0.1", port=5353, timeout=5)

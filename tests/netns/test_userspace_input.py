@@ -177,7 +177,7 @@ def test_an_endpoint_at_a_port_that_nobody_serves(cluster: Cluster, flavour: Fla
     good, other = cluster.serve(flavour, LOCAL), cluster.serve(flavour, LOCAL)
     bad = made(cluster, flavour)
     cluster.apply(bad.manifest(), pointed(bad, other.address, port=81))
-    told(cluster, f"{bad.address}", f"{other.address}", "nobody answers")
+    told(cluster, f"{bad.address}", f"{other.address}", "is a service address")
     with pytest.raises((ConnectionError, TimeoutError)):
         bad.ask("client-1", timeout=SILENCE_SECONDS)
     works(good)

@@ -334,7 +334,8 @@ def test_a_worker_that_is_silent_is_told_and_the_table_shown(cluster: Cluster) -
     os.kill(first, signal.SIGSTOP)
     try:
         text = cluster.cli("status", "--socket", cluster.socket).stdout
-        assert "note       workers do not answer: nothing within 2 s" in text
+        assert f"failing    worker 0 (pid {first}) does not answer" in text
+        assert "health     degraded" in text
     finally:
         os.kill(first, signal.SIGCONT)
     assert counted(cluster, served)["open"] == 0

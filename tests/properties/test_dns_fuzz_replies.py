@@ -25,7 +25,6 @@ from vipd.dns.forward import wire
 from vipd.dns.forward.cache import Cache
 from vipd.dns.forward.excerpt import Rules
 from vipd.dns.forward.got import Got
-from vipd.dns.forward.joining import joined
 from vipd.dns.forward.query import Query, make_query
 from vipd.dns.forward.question import Question, Reply, key_of
 from vipd.dns.forward.reading import read
@@ -141,7 +140,7 @@ def follow(question: Question, reply: Reply, cache: Cache, answers: Answers, now
     send(question, gots[-1], answers)
     if reply.target is not None:
         rest = wire.reply(reply.target, question.type, answers=(wire.record(1, 5, bytes(4)),))
-        dns.message.from_wire(joined(question, [reply.message, rest]))
+        send(question, Got(rest, None, (reply.message,)), answers)
 
 
 def check(question: Question, message: bytes) -> None:

@@ -204,6 +204,7 @@ def test_whatever_happens(
                 while (one := it.choose(client, which, now, tried)) is not None:
                     assert spot_of(one) not in {spot_of(gone) for gone in tried}
                     tried.append(one)
+                    it.withdrawn(one)
                 assert {spot_of(one) for one in tried} == there, "all of them had their turn"
             case "change":
                 listed = data.draw(endpoints())
@@ -214,6 +215,62 @@ def test_whatever_happens(
         assert len(aside) <= len(listed) // 2
         assert not any(one.departed for one in aside)
         assert there <= {(parse_address(one.address), one.port) for one in report.endpoints}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["choose", "choose", "began", "failed", "withdrawn", "ended", "taken", "change"]
+            ),
+            st.integers(0, 100),
+        ),
+        max_size=80,
+    ),
+    ALGORITHMS,
+    RANDOMS,
+    st.data(),
+)
+def test_loads_are_what_is_open_and_pending_and_nothing_leaks(
+    story: list[tuple[str, int]], algorithm: Algorithm, random: Random, data: st.DataObject
+) -> None:
+    listed = data.draw(endpoints(least=1))
+
+    def forwarding() -> Forwarding:
+        return Forwarding(owner="a/b", inside=listed, outside=listed, algorithm=algorithm)
+
+    it = Served(PLACE, forwarding(), Surroundings(), random.random)
+    pending: list[Endpoint] = []
+    is_open: list[Endpoint] = []
+    for now, (verb, which) in enumerate([*story, *[("failed", 0), ("ended", 0)] * 80]):
+        match verb:
+            case "choose":
+                if (chosen := it.choose("192.0.2.1", which, now)) is not None:
+                    pending.append(chosen)
+            case "began" if pending:
+                is_open.append(pending.pop(which % len(pending)))
+                it.began("192.0.2.1", is_open[-1], now)
+            case "failed" if pending:
+                it.failed(pending.pop(which % len(pending)), now)
+            case "withdrawn" if pending:
+                it.withdrawn(pending.pop(which % len(pending)))
+            case "ended" if is_open:
+                it.ended(is_open.pop(which % len(is_open)))
+            case "taken":
+                there = pending if which % 2 else is_open
+                there.append(Endpoint(*SPOTS[which % len(SPOTS)]))
+                it.takes_over("192.0.2.1", there[-1], now, pending=there is pending)
+            case "change":
+                listed = data.draw(endpoints())
+                it.update(forwarding(), Surroundings())
+        carried = it._loads.items()
+        for kind, some in (("pending", pending), ("connections", is_open)):
+            counted = {spot: getattr(load, kind) for spot, load in carried if getattr(load, kind)}
+            assert counted == Counter(map(spot_of, some))
+        spots = {spot_of(one) for one in (*listed, *pending, *is_open)}
+        assert {spot for spot, _ in carried} == spots, "who left goes with its last connection"
+    assert not pending
+    assert not is_open
 
 
 @given(

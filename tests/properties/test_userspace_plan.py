@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.properties.userspace import Userspace
 
 from vipd.backends.userspace.backend import UserspaceCompiler
+from vipd.backends.userspace.compile import refusal
 from vipd.backends.userspace.objects import Element, Place, Route, Thing
 from vipd.backends.userspace.plan import expected
 from vipd.proxy.names import (
@@ -36,11 +37,11 @@ NODE, OTHER_NODE, SERVICE, POD = map(
 PORTS = (80, 30080)
 KEYS = [
     Key(Family.IPV4, address, protocol, port)
-    for address in (SERVICE, NODE, None)
+    for address in (SERVICE, NODE, POD, None)
     for protocol in (Protocol.TCP, Protocol.UDP)
     for port in PORTS
 ]
-OWNER = NamespacedName("x", "a")
+OWNER, OTHER_OWNER = NamespacedName("x", "a"), NamespacedName("x", "b")
 endpoints = st.lists(
     st.builds(
         Endpoint,
@@ -63,7 +64,7 @@ def served(draw: st.DrawFn, key: Key) -> VirtualServer:
     """Return a virtual server that may forward to this node's own places."""
     return VirtualServer(
         key=key,
-        owner=ServicePortName(OWNER, "", key.protocol),
+        owner=ServicePortName(draw(st.sampled_from((OWNER, OTHER_OWNER))), "", key.protocol),
         kind=Kind.EXTERNAL if key.address else Kind.NODE_PORT,
         cluster=draw(endpoints),
         local=draw(endpoints),
@@ -91,6 +92,7 @@ def test_changes_add_up_and_no_worker_is_an_endpoint(
     node, table = Userspace(), dict[Key, VirtualServer]()
     made, program = compiler.plan(None, compiler.compile((), network))
     node.run(made)
+    told: dict[Key, str] = {}
     for batch in batches:
         network = batch.network or network
         table |= {key: one for key, one in batch.virtual_servers.items() if one is not None}
@@ -110,8 +112,11 @@ def test_changes_add_up_and_no_worker_is_an_endpoint(
             for one in (*how.inside, *how.outside):
                 there = Place(place.family, place.protocol, one.address, one.port)
                 assert there not in node.places
-        said = {one.key for one in fresh.units if one.conflict}
-        assert {one.key for one in made.units if one.conflict} <= said
+        said = {one.key: one.conflict for one in fresh.units if one.conflict}
+        told = {key: why for key, why in told.items() if key not in batch.virtual_servers}
+        told = {key: why for key, why in told.items() if made.withdrawn.get(key) != why}
+        told |= {one.key: one.conflict for one in made.units if one.key and one.conflict}
+        assert told == said == {key: why for key in table if (why := refusal(wanted, key))}
 
 
 OTHER_SERVICE = parse_address("10.96.0.2")

@@ -19,9 +19,11 @@ import dns.rdatatype
 import dns.rrset
 
 from vipd.dns import names
+from vipd.dns.forward import wire as of
 from vipd.dns.forward.forwarder import Forwarder
 from vipd.dns.forward.got import Got
 from vipd.dns.forward.settings import ForwardSettings, Policy
+from vipd.dns.tails import joined
 
 HOST = "127.0.0.1"
 WAIT_SECONDS = 20.0
@@ -299,8 +301,23 @@ def sockets() -> int:
 
 
 async def ask(forwarder: Forwarder, name: str, qtype: int = 1, **more: Any) -> Got:
+    """Return the reply, made one as for a client over TCP."""
     async with asyncio.timeout(WAIT_SECONDS):
-        return await forwarder.ask(wire(name), qtype, **more)
+        got = await forwarder.ask(wire(name), qtype, **more)
+    return Got(whole(got, wire(name), qtype), got.extended_error)
+
+
+def whole(got: Got, name: bytes, qtype: int) -> bytes:
+    """The reply with all that led to it."""
+    if not got.before:
+        return got.message
+    question = of.question(name, qtype)
+    cut = joined((*got.before, got.message), question, name, (), 0, 65_523 - len(question))
+    assert cut is not None
+    head = of.HEADER.pack(
+        0, int.from_bytes(got.message[2:4]) & ~of.AA, 1, cut.answers, cut.authority, cut.additional
+    )
+    return head + question + cut.sections
 
 
 def counted(forwarder: Forwarder, name: str, **labels: str) -> float:

@@ -59,7 +59,13 @@ class Upstream:
         return None
 
     async def ask(
-        self, name: bytes, qtype: int, *, dnssec: bool = False, checking_disabled: bool = False
+        self,
+        name: bytes,
+        qtype: int,
+        *,
+        dnssec: bool = False,
+        checking_disabled: bool = False,
+        client: str | None = None,
     ) -> Got:
         self.asked.append(name)
         event = self.go.get(name[1 : 1 + name[0]])

@@ -72,6 +72,13 @@ def test_every_command_has_help(command: str) -> None:
     assert told.stdout.startswith(f"Usage: vipd {command}")
 
 
+def test_help_names_every_mode() -> None:
+    from vipd.backends.registry import AUTO, MODES
+
+    told = " ".join(vipd("run", "--help").stdout.split())
+    assert f"Dataplane: {', '.join(MODES)}, or {AUTO}" in told
+
+
 def test_the_version() -> None:
     from vipd.proxy.version import VERSION
 

@@ -134,7 +134,7 @@ async def test_a_mode_that_counts_nothing_is_shown_as_before() -> None:
     headings, rows = table(told)
     assert headings == ("SERVICE", "KIND", "ADDRESS", "ENDPOINTS", "NOTES")
     assert {len(row) for row in rows} == {len(headings)}
-    assert await asking._workers() == ((), ())
+    assert await asking._workers() == (Usage(), ())
 
 
 async def test_what_was_rejected_is_told_with_the_reason() -> None:
@@ -155,13 +155,14 @@ async def test_workers_that_do_not_answer_are_a_sentence(
 ) -> None:
     driver = Counts()
     asking = answering(driver)
-    (one,), silence = await asking._workers()
-    assert (one.pid, silence) == (7, ())
+    told, silence = await asking._workers()
+    assert ([one.pid for one in told.workers], silence) == ([7], ())
     driver.error = Busy("worker 0 has ended")
-    assert await asking._workers() == ((), ("workers do not answer: worker 0 has ended",))
+    assert await asking._workers() == (Usage(), ("workers do not answer: worker 0 has ended",))
     driver.answers.clear()
     monkeypatch.setattr(answers, "PATIENCE_SECONDS", 0.01)
-    assert await asking._workers() == ((), ("workers do not answer: nothing within 0.01 s",))
+    silence = ("workers do not answer: nothing within 0.01 s",)
+    assert await asking._workers() == (Usage(), silence)
 
 
 def test_a_driver_that_counts_is_known_by_what_it_can() -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vipd.proxy.decode import decode, decode_kind, head_of
+from vipd.proxy.decode import decode, decode_kind, flaws, head_of
 from vipd.proxy.decode_endpoints import Endpoints
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Kind
+from vipd.proxy.left_out import _without_port
 from vipd.proxy.model import (
     Algorithm,
     ContainerPort,
@@ -29,7 +30,9 @@ from vipd.proxy.model import (
     SlicePort,
     TrafficPolicy,
 )
-from vipd.proxy.names import Family, NamespacedName, Protocol
+from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName
+from vipd.proxy.virtualserver import Key, VirtualServer
+from vipd.proxy.virtualserver import Kind as ServerKind
 
 WEB = NamespacedName("default", "web")
 VERSIONS = {
@@ -168,19 +171,32 @@ def test_a_wrong_entry_is_left_out_and_the_rest_is_kept() -> None:
         "Service",
         spec={
             "ports": [{"port": 80}],
-            "externalIPs": ["192.0.2.1", "nonsense", "", " ", "0.0.0.0"],
+            "externalIPs": [
+                "192.0.2.1",
+                "nonsense",
+                "",
+                " ",
+                "0.0.0.0",
+                "255.255.255.255",
+                "0.1.2.3",
+                "239.255.255.255",
+                "240.0.0.1",
+            ],
             "loadBalancerSourceRanges": ["10.0.0.0/8", "fd00::/129"],
         },
         status={"loadBalancer": {"ingress": [{"ip": "x"}, {"ip": "203.0.113.1"}, {"ip": "::"}]}},
     )
     found = decode(raw, "x")
     assert isinstance(found, Service)
-    assert found.external_ips == (ip_address("192.0.2.1"),)
+    assert found.external_ips == (ip_address("192.0.2.1"), ip_address("240.0.0.1"))
     assert found.load_balancer_ips == (ip_address("203.0.113.1"),)
     assert (found.source_ranges, found.ranges_lost) == ((ip_network("10.0.0.0/8"),), True)
     assert sorted(one.field for one in found.flaws) == [
         "spec.externalIPs[1]",
         "spec.externalIPs[4]",
+        "spec.externalIPs[5]",
+        "spec.externalIPs[6]",
+        "spec.externalIPs[7]",
         "spec.loadBalancerSourceRanges[1]",
         "status.loadBalancer.ingress[0].ip",
         "status.loadBalancer.ingress[2].ip",
@@ -191,6 +207,23 @@ def test_a_wrong_entry_is_left_out_and_the_rest_is_kept() -> None:
 def test_external_name_needs_no_ports() -> None:
     found = service(type="ExternalName", ports=None, externalName="db.example.com.")
     assert (found.external_name, found.ports) == ("db.example.com", ())
+
+
+def test_a_port_without_a_sensible_number_is_named_and_the_rest_of_the_slice_holds() -> None:
+    endpoints = [{"addresses": ["10.0.0.1"]}]
+    ports = [{"name": "a", "port": 0}, {"name": "b", "port": 8080}, {"name": "c"}]
+    found = slice_(endpoints=endpoints, ports=ports)
+    assert found is not None
+    assert [one.name for one in found.ports] == ["b"]
+    assert len(found.endpoints) == 1
+    told = flaws(found, "x.yaml", "EndpointSlice default/web-1")
+    assert str(told) == (
+        "x.yaml: EndpointSlice default/web-1: ports[0].port: 0 is not a port number (1-65535) "
+        "(left out; the rest is served)"
+    )
+    subsets = [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}], "ports": ports}]
+    old = flaws(decode(made("Endpoints", subsets=subsets), "x"), "x", "Endpoints default/web")
+    assert str(old).count("subsets[0].ports[0].port: 0 is not") == 1
 
 
 def test_conditions_and_ports_of_a_slice() -> None:
@@ -434,3 +467,20 @@ def test_deep_nesting(raw: bytes) -> None:
 def test_too_large() -> None:
     with pytest.raises(ManifestError, match="larger than 16 MiB"):
         decode(b" " * (17 << 20), "x")
+
+
+def test_explain_names_the_port_that_was_left_out() -> None:
+    found = slice_(
+        endpoints=[{"addresses": ["10.0.0.1"]}],
+        ports=[{"name": "a", "port": 0}, {"name": "b", "port": 8080}],
+    )
+    assert found is not None
+    server = VirtualServer(
+        key=Key(Family.IPV4, ip_address("10.96.0.1"), Protocol.TCP, 80),
+        owner=ServicePortName(WEB, "a", Protocol.TCP),
+        kind=ServerKind.CLUSTER,
+        cluster=(),
+        local=(),
+    )
+    (told,) = _without_port([found], server)
+    assert told.why.endswith("(it has b/TCP; ports[0].port: 0 is not a port number (1-65535))")

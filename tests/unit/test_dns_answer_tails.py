@@ -8,7 +8,9 @@ import dns.rrset
 import pytest
 from tests.unit.dns_zone_facts import addresses, alias, answering, own, read
 
+from vipd.dns import names
 from vipd.dns.answer import Answers, Forward
+from vipd.dns.forward import wire as of
 from vipd.dns.forward.got import Got
 
 OUTSIDE = "www.example.com."
@@ -216,6 +218,137 @@ def test_long_answers_behind_an_alias_are_cut() -> None:
     assert addresses(reply)[0] == OUTSIDE
     assert 60 < len(addresses(reply)) < 75
     assert len(addresses(finished(query(own("alias")), got(answer=records), udp=False))) == 201
+
+
+def test_how_long_a_reply_takes_does_not_depend_on_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """4,000 records behind an ExternalName, or behind a CNAME of others, are in one datagram's
+    time: nobody reads them all, with dnspython or otherwise."""
+    addresses_ = [of.record(1, 5, index.to_bytes(4)) for index in range(4000)]
+    texts = [of.record(16, 5, bytes((index % 9,)) + b"x" * (index % 9)) for index in range(3500)]
+    answers = answering(alias("www.example.com"))
+    outside = names.wire("www.example.com")
+    read_bytes = 0
+
+    class Watched(bytes):
+        def __getitem__(self, at):  # type: ignore[no-untyped-def]
+            nonlocal read_bytes
+            found = super().__getitem__(at)
+            read_bytes += len(found) if isinstance(at, slice) else 1
+            return found
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("dnspython reads in the event loop")
+
+    for kind, records in ((1, addresses_), (16, texts)):
+        message = Watched(of.reply(outside, kind, answers=tuple(records)))
+        assert len(message) > 59_000
+        chain = of.reply(names.wire("a.corp"), kind, answers=(of.record(of.CNAME, 5, outside),))
+        for name, before in ((own("alias"), ()), ("a.corp.", (chain,))):
+            asked = query(name, "A" if kind == 1 else "TXT").to_wire()
+            forward = answers.udp(asked)
+            assert isinstance(forward, Forward)
+            read_bytes = 0
+            with monkeypatch.context() as patch:
+                patch.setattr("dns.message.from_wire", refused)
+                patch.setattr("dns.message._WireReader", refused)
+                reply = answers.finish(forward, Got(message, None, before), udp=True)
+            assert 1000 < len(reply) <= 1232
+            assert read(reply).flags & dns.flags.TC
+            assert int.from_bytes(reply[6:8]) > 50
+            assert read_bytes < 5000
+            whole = answers.finish(forward, Got(message, None, before), udp=False)
+            assert len(read(whole).answer[1]) == len({*records})
+
+
+PROOF = "SOA 8 2 60 20300101000000 20200101000000 1 example.com. AAAA"
+
+
+@pytest.mark.parametrize("owner", [own("alias"), "a.corp."])
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        ("MX", ["@ 5 IN MX 1 m.www.example.com.", "@ 5 IN MX 2 n.m.www.example.com."]),
+        ("NS", ["@ 5 IN NS ns.example.com.", "@ 5 IN NS ns2.ns.example.com."]),
+        ("PTR", ["@ 5 IN PTR com."]),
+        ("SOA", ["@ 5 IN SOA ns.a.example.com. admin.ns.a.example.com. 1 2 3 4 5"]),
+        ("SRV", ["@ 5 IN SRV 1 2 3 srv.example.com."]),
+        ("TXT", ["@ 5 IN TXT a", "@ 5 IN TXT bb"]),
+        ("A", ["@ 5 IN CNAME b.example.net.", "b.example.net. 5 IN CNAME c.b.example.net."]),
+        ("A", ["@ 5 IN CNAME b.net.", "b.net. 5 IN A 1.2.3.4", "b.net. 5 IN A 1.2.3.5"]),
+        ("AAAA", ["@ 5 IN AAAA 2001:db8::1", "@ 5 IN AAAA 2001:db8::2"]),
+    ],
+)
+def test_names_mean_the_same_behind_an_alias(owner: str, kind: str, lines: list[str]) -> None:
+    """Names in data are compressed against all before them, and stay what they were."""
+    records = tuple(line.replace("@", OUTSIDE) for line in lines)
+    answers = answering(alias("www.example.com"))
+    before: tuple[bytes, ...] = ()
+    if owner != own("alias"):
+        before = (got(owner, kind, (f"{owner} 5 IN CNAME {OUTSIDE}",)),)
+    message = got(OUTSIDE, kind, records, (SOA, f"{SOA.split()[0]} 60 IN RRSIG {PROOF}"))
+    forward = forwarded(answers, query(owner, kind))
+    reply = read(answers.finish(forward, Got(message, None, before), udp=True))
+    first, *others = (one.to_text() for section in reply.sections[1:] for one in section)
+    assert first.lower() == f"{owner} 5 IN CNAME {OUTSIDE}".lower()
+    them = read(message)
+    assert others == [one.to_text() for one in (*them.answer, *them.authority)]
+    assert bool(reply.flags & dns.flags.AA) is (owner == own("alias"))
+
+
+def test_names_that_are_too_far_to_point_to_are_written_out() -> None:
+    """What was just near enough in their message is not in ours (RFC 1035 4.1.4: 14 bits)."""
+    lines = [
+        f"{OUTSIDE} 5 IN MX 9 {before}{number:03}{'x' * 50}.www.example.com."
+        for before, numbers in (("", range(300)), ("z.", range(200, 260)))
+        for number in numbers
+    ]
+    message = got(OUTSIDE, "MX", tuple(lines))
+    assert message.index(b"\x35200xxx") < 0x3F00 < 0x4000 < message.index(b"\x35259xxx")
+    reply = finished(query(own("alias"), "MX"), message, udp=False)
+    assert {*map(str, reply.answer[1])} == {*map(str, read(message).answer[0])}
+
+
+def test_a_name_that_is_none_is_a_failure_and_takes_no_time() -> None:
+    """Pointers in circles, to what comes, and names that never end."""
+    forward = forwarded(answers := answering(alias("www.example.com")), query(own("alias")))
+    whole = of.reply(forward.name, 1)
+    begin = len(whole)
+    for owner in (
+        (0xC000 | begin).to_bytes(2),
+        (0xC000 | begin + 2).to_bytes(2),
+        b"\x3f" + b"x" * 63 + (0xC000 | begin).to_bytes(2),
+        b"\x01x" * 200 + b"\0",
+        b"\x41" + b"x" * 65 + b"\0",
+        b"\xc0",
+        b"",
+    ):
+        message = of.reply(
+            forward.name, 1, answers=(of.record(1, 5, bytes(4), owner),) if owner else (owner,)
+        )
+        assert read(answers.finish(forward, Got(message), udp=True)).rcode() == dns.rcode.SERVFAIL
+
+
+def test_a_joined_reply_ends_as_the_last_part_does() -> None:
+    target = names.wire("b.example")
+    first = of.reply(
+        names.wire("a.example"), 1, answers=(of.record(of.CNAME, 9, target),), flags=of.AD
+    )
+    last = of.reply(target, 1, of.NXDOMAIN)
+    answers, asked = answering(alias("www.example.com")), query("a.example.")
+    asked.flags |= dns.flags.AD
+    forward = forwarded(answers, asked)
+    reply = read(answers.finish(forward, Got(last, None, (first,)), udp=True))
+    assert reply.rcode() == dns.rcode.NXDOMAIN
+    assert addresses(reply) == ["b.example."]
+    assert not reply.flags & dns.flags.AD
+    signed = bytearray(last)
+    signed[3] |= of.AD
+    assert read(answers.finish(forward, Got(bytes(signed), None, (first,)), udp=True)).flags & of.AD
+    # Parts that are not about the same names make no reply.
+    other = of.reply(names.wire("c.example"), 1)
+    assert read(answers.finish(forward, Got(other, None, (first,)), udp=True)).rcode() == 2
 
 
 @pytest.mark.parametrize("name", [OUTSIDE, own("alias")])

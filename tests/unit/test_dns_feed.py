@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+from msgspec import structs
 
 from vipd.dns import feed
 from vipd.dns.facts import Kind as What
@@ -103,7 +104,7 @@ def test_everything_is_told_to_one_that_is_new() -> None:
     (portion,) = everything(untold, source.kept)
     assert [facts.kind for facts in portion.put] == [What.CLUSTER]
     assert portion.namespaces == frozenset({"shop"})
-    assert portion.allow == ()
+    assert (portion.admit, portion.expel) == ((), ())
     assert source.kept.synced
 
 
@@ -135,7 +136,22 @@ def test_nodes_and_their_pods_may_ask() -> None:
         addresses=(parse_address("192.0.2.1"),),
         pod_cidrs=(parse_network("10.244.1.0/24"),),
     )
-    assert source.tell(Applied(node)).allow
-    assert source.kept.take_own((parse_address("198.51.100.1"),)).allow
-    assert not source.kept.take_own((parse_address("198.51.100.1"),)).allow
-    assert source.kept.sources() == ("198.51.100.1", "192.0.2.1", "10.244.1.0/24")
+    assert source.tell(Applied(node)).sources == ["192.0.2.1", "10.244.1.0/24"]
+    own = parse_address("198.51.100.1"), parse_address("192.0.2.1")
+    assert source.kept.take_own(own).sources == ["198.51.100.1"]
+    assert not source.kept.take_own(own)
+    assert set(source.kept.sources) == {"198.51.100.1", "192.0.2.1", "10.244.1.0/24"}
+    assert not source.tell(Applied(structs.replace(node, zone="a"))).sources
+    # Its address is this node's as well.
+    assert source.tell(Deleted(Kind.NODE, NamespacedName("", "n1"))).sources == ["10.244.1.0/24"]
+
+
+def test_of_sources_only_what_changes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MOST_AT_ONCE", 10)
+    source, untold = Source(), Untold()
+    nodes = [Node(name=f"n{n}", addresses=(parse_address(f"192.0.2.{n}"),)) for n in range(25)]
+    untold.note(source.tell(*map(Applied, nodes)))
+    assert [len(one.admit) for one in everything(untold, source.kept)] == [10, 10, 5]
+    untold.note(source.tell(Applied(Node(name="n7", addresses=(parse_address("192.0.3.7"),)))))
+    (portion,) = everything(untold, source.kept)
+    assert (portion.admit, portion.expel) == (("192.0.3.7",), ("192.0.2.7",))

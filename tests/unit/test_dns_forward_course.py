@@ -122,6 +122,52 @@ def test_a_late_reply_is_as_good_as_any() -> None:
     assert one.standings[0].smoothed == pytest.approx(0.5)
 
 
+def test_a_question_counts_once_and_holds_two_sockets_of_an_upstream() -> None:
+    """Other questions have the places that its further attempts would take."""
+    one = Played(1, questions_of_upstream=1, question_seconds=30.0, first_timeout_seconds=0.1)
+    assert one.begin() == ["0"]
+    first = one.open[0]
+    for count in (2, 2, 2, 2, 2):
+        assert one.at_due() == ["0"], "it may be asked again, full as it is"
+        assert len(one.open) == count
+        assert one.standings[0].in_flight == 1
+    assert first not in one.open
+    # Of two, the late one is still as good as any.
+    assert one.heard(GOOD, attempt=0) == []
+    assert one.course.result == GOOD
+    assert (one.open, one.standings[0].in_flight) == ([], 0)
+
+
+def test_what_is_there_and_being_read_is_not_late() -> None:
+    one = Played(2)
+    one.begin()
+    one.course.came(one.open[0])
+    assert one.course.due == 104.0
+    assert one.heard(GOOD, after=1.5) == []
+    assert (one.course.result, one.standings[0].failures) == (GOOD, 0)
+    # It may be nothing after all.
+    one.new()
+    one.begin()
+    one.course.came(one.open[0])
+    assert one.unwanted(Unwanted.MALFORMED) == ["0 tcp"]
+    assert one.broken() == []
+    assert one.at_due() == ["1"]
+    assert one.now < 105.5
+
+
+def test_of_several_upstreams_each_has_a_late_one() -> None:
+    one = Played(2, question_seconds=30.0, first_timeout_seconds=0.1)
+    one.begin()
+    for _ in range(5):
+        one.at_due()
+        assert [standing.in_flight for standing in one.standings] == [1, 1]
+    assert sorted(map(one.number, one.open)) == [0, 0, 1, 1]
+    one.heard(TRUNCATED)
+    assert [standing.in_flight for standing in one.standings] == [1, 1]
+    one.heard(GOOD)
+    assert [standing.in_flight for standing in one.standings] == [0, 0]
+
+
 def test_attempts_are_bounded() -> None:
     one = Played(1, attempts=3, question_seconds=30.0, most_timeout_seconds=1.0)
     sent = len(one.begin())

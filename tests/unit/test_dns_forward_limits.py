@@ -30,6 +30,8 @@ from tests.unit.dns_forward_servers import (
 )
 
 from vipd.dns.forward import upkeep
+from vipd.dns.forward import wire as of
+from vipd.dns.forward.forwarder import Own
 from vipd.dns.forward.settings import CacheSettings, ForwardSettings
 
 NAME = "www.example.com."
@@ -101,6 +103,52 @@ async def test_where_every_upstream_has_enough_to_do_a_question_fails_at_once(ma
         assert rcode((await ask(forwarder, "b.example.com")).message) == "SERVFAIL"
         assert counted(forwarder, "coredns_forward_max_concurrent_rejects_total") == 1
         waiting.cancel()
+
+
+async def test_a_client_has_a_part_of_what_may_be_under_way(make: Make) -> None:
+    """Whether it still waits or not: what it began counts until it has ended."""
+    settings = {"questions_of_upstream": 8, "failures_before_down": 1000}
+    async with serving(silent) as (server,):
+        forwarder = await make(server.text, **settings)
+        waiting = [
+            asyncio.create_task(ask(forwarder, f"{n}.example.com", client="192.0.2.1"))
+            for n in range(20)
+        ]
+        await until(lambda: sum(one.done() for one in waiting) == 18)
+        assert {rcode(one.result().message) for one in waiting if one.done()} == {"SERVFAIL"}
+        assert counted(forwarder, "vipd_dns_forward_upstream_in_flight") == 2
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        got = await ask(forwarder, "more.example.com", client="192.0.2.1")
+        assert rcode(got.message) == "SERVFAIL"
+        assert counted(forwarder, "coredns_forward_max_concurrent_rejects_total") == 19
+        # What is under way already takes no more room, and others have their part.
+        shared = asyncio.create_task(ask(forwarder, "0.example.com", client="192.0.2.2"))
+        other = asyncio.create_task(ask(forwarder, "x.example.com", client="192.0.2.2"))
+        await until(lambda: counted(forwarder, "vipd_dns_forward_upstream_in_flight") == 3)
+        server.script = GOOD
+        for one in (shared, other):
+            assert rcode((await one).message) == "NOERROR"
+        await until(lambda: counted(forwarder, "vipd_dns_forward_upstream_in_flight") == 0)
+        assert (
+            rcode((await ask(forwarder, "y.example.com", client="192.0.2.1")).message) == "NOERROR"
+        )
+
+
+async def test_what_is_asked_for_before_its_time_is_over_has_a_part_too(make: Make) -> None:
+    """Nobody waits for it, so no bound of those who wait holds it."""
+    clock = Clock(still=True)
+    async with serving(GOOD) as (server,):
+        forwarder = await make(server.text, own={"clock": clock}, questions_of_upstream=8)
+        for n in range(6):
+            await ask(forwarder, f"{n}.example.com", client="192.0.2.1")
+        server.script = silent
+        clock.shift += 290
+        for n in range(6):
+            got = await ask(forwarder, f"{n}.example.com", client="192.0.2.1")
+            assert addresses(got.message) == {"192.0.2.1"}
+        assert counted(forwarder, "vipd_dns_forward_questions") == 2
 
 
 async def test_no_descriptor_is_nobodys_fault(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,21 +386,26 @@ async def test_nobody_else_says_anything_of_a_name_of_the_cluster(make: Make) ->
     script = says(
         "@ 60 CNAME web.shop.svc.cluster.local.", "web.shop.svc.cluster.local. 60 A 6.6.6.6"
     )
+
+    def nothing(name: bytes, qtype: int) -> Own:
+        return Own(of.reply(name, qtype))
+
     async with serving(script) as (server,):
-        forwarder = await make(server.text, own={"is_ours": is_ours})
+        forwarder = await make(server.text, own={"is_ours": is_ours, "own_zone": nothing})
         assert texts((await ask(forwarder, NAME)).message) == [
             f"{NAME} 60 CNAME web.shop.svc.cluster.local."
         ]
+        # Where the zone does not say, there is no saying that there is nothing.
+        forwarder = await make(server.text, own={"is_ours": is_ours})
+        assert rcode((await ask(forwarder, NAME)).message) == "SERVFAIL"
 
 
 async def test_a_chain_may_end_in_the_cluster(make: Make) -> None:
     ours: list[tuple[bytes, int]] = []
 
-    def own_zone(name: bytes, qtype: int) -> bytes | None:
-        from vipd.dns.forward import wire as of
-
+    def own_zone(name: bytes, qtype: int) -> Own | None:
         ours.append((name, qtype))
-        return of.reply(name, qtype, answers=(of.record(A, 5, b"\x0a\0\0\1"),), flags=of.AA)
+        return Own(of.reply(name, qtype, answers=(of.record(A, 5, b"\x0a\0\0\1"),), flags=of.AA))
 
     async with serving(says("@ 60 CNAME web.shop.svc.cluster.local.")) as (server,):
         forwarder = await make(server.text, own={"is_ours": is_ours, "own_zone": own_zone})

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from vipd.dns import names
 from vipd.dns.forward import wire
 from vipd.dns.forward.excerpt import Rules
-from vipd.dns.forward.joining import joined
 from vipd.dns.forward.query import Query, make_query
 from vipd.dns.forward.question import Question, Reply
 from vipd.dns.forward.reading import Unwanted, read
@@ -289,23 +288,6 @@ def test_a_query_is_what_dnspython_takes_it_for() -> None:
     assert plain.edns == -1
 
 
-def test_a_joined_reply_ends_as_the_last_part_does() -> None:
-    question = Question(names.wire("a.example"), wire.A)
-    target = names.wire("b.example")
-    first = wire.reply(
-        question.name, 1, answers=(wire.record(wire.CNAME, 9, target),), flags=wire.AD
-    )
-    last = wire.reply(target, wire.A, wire.NXDOMAIN)
-    message = dns.message.from_wire(joined(question, [first, last]))
-    assert message.rcode() == dns.rcode.NXDOMAIN
-    assert [one.name.to_text() for one in message.answer] == ["a.example."]
-    assert not message.flags & dns.flags.AD
-    large = tuple(wire.record(16, 9, b"\xff" + bytes(254) + bytes([n])) for n in range(130))
-    part = wire.reply(target, 16, answers=large)
-    with pytest.raises(ValueError, match="do not make a message"):
-        joined(question, [wire.reply(names.wire("x"), 16, answers=large), part])
-
-
 # Whatever comes
 
 EXPLORE = int(os.environ.get("VIPD_EXPLORE", "0"))
@@ -331,9 +313,9 @@ def _survives(data: bytes) -> None:
         if isinstance(found, Reply) and found.message:
             message = dns.message.from_wire(found.message)
             assert message.question[0].name == dns.name.from_text(NAME)
-            assert len(wire.ttl_offsets(found.message)) % 2 == 0
-            assert wire.aged(found.message, wire.ttl_offsets(found.message), 5)
-            run = wire.address_run(found.message)
+            assert len(wire.ttl_offsets(wire.records(found.message))) % 2 == 0
+            assert wire.aged(found.message, wire.ttl_offsets(wire.records(found.message)), 5)
+            run = wire.address_run(wire.records(found.message))
             if run is not None:
                 dns.message.from_wire(wire.turned(found.message, run, 1))
             assert 0 <= found.ttl <= SETTINGS.cache.most_ttl
@@ -370,14 +352,14 @@ def test_addresses_are_turned_and_nothing_else() -> None:
     found = taken(
         "@ 50 CNAME b.example.net.", *(f"b.example.net. 9 A 192.0.2.{n}" for n in range(3))
     )
-    run = wire.address_run(found.message)
+    run = wire.address_run(wire.records(found.message))
     assert run is not None
     seen = [shown(wire.turned(found.message, run, turn)) for turn in range(4)]
     assert {tuple(sorted(one)) for one in seen} == {tuple(sorted(shown(found.message)))}
     assert len({one[1] for one in seen}) == 3
     assert seen[0] == seen[3]
     assert all(one[0] == f"{NAME} 50 CNAME b.example.net." for one in seen)
-    assert wire.address_run(taken("@ 9 A 192.0.2.1").message) is None
+    assert wire.address_run(wire.records(taken("@ 9 A 192.0.2.1").message)) is None
 
 
 def test_a_spelling_is_the_same_name() -> None:

@@ -1,11 +1,12 @@
 """Who may have had a place at which DNS is to be answered."""
 
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from vipd.dns.server.listeners import pair
+from vipd.dns.server.listeners import http_listener, pair
 from vipd.dns.settings import Listen
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.names import parse_address
@@ -38,3 +39,17 @@ def test_a_worker_of_userspace_mode_leaves_its_place(module: str, is_left: bool)
             with pytest.raises(ConfigError, match=rf"already in use: .*pid {holder.pid}"):
                 pair(listen, 1 << 16, fresh=True)
         holder.stdin.close()
+
+
+def test_without_descriptors_it_is_an_address_that_cannot_be_had() -> None:
+    """So it is tried again; any other error would end who tries."""
+    listen = Listen(parse_address("127.0.0.1"), 0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="Too many open files"):
+            http_listener(listen)
+        with pytest.raises(ConfigError, match="Too many open files"):
+            pair(listen, 1 << 16, fresh=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

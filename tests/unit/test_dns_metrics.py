@@ -22,6 +22,8 @@ from vipd.dns.server.counters import Sizes
 from vipd.dns.server.messages import Told
 from vipd.dns.server.metrics import METRICS, Sum, Values, exposition, values_of
 from vipd.dns.server.service import leftovers, status_without_daemon
+from vipd.proxy.cli.dns import _status_lines
+from vipd.proxy.cli.dns_views import is_degraded, status_view
 from vipd.proxy.events import Synced
 
 PROMTOOL = shutil.which("promtool")
@@ -109,6 +111,7 @@ async def test_what_is_exported() -> None:
     assert total(text, NAME, 'proto="tcp"') == 1
     assert total(text, NAME, 'type="A"') == 5
     assert total(text, NAME, 'type="other"') == 1
+    assert total(text, "coredns_build_info", 'version="vipd-') == 1
     label = 'server="dns://:'
     assert total(text, NAME, label) == 7
     assert total(text, "coredns_dns_responses_total", 'rcode="NXDOMAIN"') == 1
@@ -203,6 +206,38 @@ async def test_ready_once_everything_is_known() -> None:
     async with asyncio.timeout(20):
         while await get(at(daemon), "/ready") != (200, "OK"):  # noqa: ASYNC110 - not told
             await asyncio.sleep(0.05)
+    await daemon.service.stop()
+
+
+async def test_one_that_hangs_is_no_secret() -> None:
+    daemon = await Daemon(msgspec.structs.replace(HTTP, workers=2), None).start(
+        web("10.96.0.1"), Synced()
+    )
+    _, text = await get(at(daemon), "/metrics")
+    before = values(text)
+    assert (before["vipd_dns_workers"], before["vipd_dns_synced"]) == (2, 1)
+    (sibling,) = [one.pid for one in await daemon.service.told() if one.number == 1]
+    os.kill(sibling, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(20):
+            while await get(at(daemon), "/ready") != (503, "kubernetes"):  # noqa: ASYNC110 - not told
+                await asyncio.sleep(0.05)
+        _, text = await get(at(daemon), "/metrics")
+        assert (values(text)["vipd_dns_workers"], values(text)["vipd_dns_synced"]) == (1, 1)
+        status = await daemon.service.status()
+        assert (status.wanted, [one.number for one in status.workers]) == (2, [0])
+        assert is_degraded(status)
+        told = json.loads(msgspec.json.encode(status_view(status)))
+        assert [(one["number"], one["answers"]) for one in told["workers"]] == [(0, 1), (1, 0)]
+        assert (told["degraded"], told["workers_wanted"], told["not_the_nodes"]) == (True, 2, [])
+        assert told["workers"][0]["services"] == 1
+        assert "worker 1     does not answer" in list(_status_lines(status))
+    finally:
+        os.kill(sibling, signal.SIGCONT)
+    async with asyncio.timeout(20):
+        while await get(at(daemon), "/ready") != (200, "OK"):  # noqa: ASYNC110 - not told
+            await asyncio.sleep(0.05)
+    assert not is_degraded(await daemon.service.status())
     await daemon.service.stop()
 
 

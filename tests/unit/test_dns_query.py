@@ -3,11 +3,17 @@
 import json
 from pathlib import Path
 
+import dns.flags
+import dns.message
+import dns.rcode
 import pytest
 from click.testing import CliRunner, Result
 
+from vipd.dns.origins import Origin
 from vipd.dns.search_list import candidates
-from vipd.proxy.cli.dns_asking import whence
+from vipd.dns.tracing import NO_NAME, Trace
+from vipd.proxy.cli.dns_asking import Reply, is_somebody_elses, whence
+from vipd.proxy.cli.dns_query import lines
 from vipd.proxy.cli.main import cli
 
 MANIFESTS = """
@@ -233,3 +239,30 @@ def test_the_search_list() -> None:
 )
 def test_who_answered(before: dict[str, float], after: dict[str, float], said: str) -> None:
     assert whence(before, after) == said
+
+
+@pytest.mark.parametrize(
+    ("flags", "rcode", "ending", "somebody_elses"),
+    [
+        ("QR AA", "NOERROR", "answered from the cluster's objects", False),
+        ("QR RA", "NOERROR", "answered from the cluster's objects", True),
+        ("QR AA", "NXDOMAIN", "answered from the cluster's objects", True),
+        ("QR AA", "NXDOMAIN", NO_NAME, False),
+        ("QR AA", "NOERROR", NO_NAME, True),
+        ("QR", "REFUSED", "answered from the cluster's objects", False),
+        ("QR", "SERVFAIL", NO_NAME, False),
+    ],
+)
+def test_a_reply_of_another_server(
+    flags: str, rcode: str, ending: str, somebody_elses: bool
+) -> None:
+    message = dns.message.make_response(dns.message.make_query(WEB, "A"))
+    message.flags = dns.flags.from_text(flags)
+    message.set_rcode(dns.rcode.from_text(rcode))
+    traced = Trace(name=f"{WEB}.", ours=True, ending=ending, origins=(Origin("A 192.0.2.1", "x"),))
+    assert is_somebody_elses(message, traced) == somebody_elses
+    reply = Reply(message, "way")
+    reply.stranger = "192.0.2.53:53"
+    assert "another server answers at 192.0.2.53:53 from here" in "\n".join(
+        lines(WEB, 1, reply, traced)
+    )

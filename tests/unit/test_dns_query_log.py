@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import dns.message
 import pytest
-from tests.unit.dns_server import WEB, Datagrams, Served, Stream, question, served
+from tests.unit.dns_server import WEB, Datagrams, Served, Stream, question, served, zone
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
+from vipd.dns.answer import Answers
 from vipd.dns.message import parse
 from vipd.dns.server import query_log
 from vipd.dns.server.query_log import QueryLog, line_of, logging_of
@@ -126,6 +127,14 @@ async def test_sources_that_may_not_ask_and_garbage(pipe: Pipe) -> None:
     for one in (stranger, client):
         one.close()
     server.close()
+
+
+def test_an_rcode_that_does_not_fit_the_header() -> None:
+    query = dns.message.make_query("web.default.svc.cluster.local.", "A", use_edns=1)
+    reply = Answers(zone()).udp(query.to_wire())
+    assert isinstance(reply, bytes)
+    line = line_of(parse(query.to_wire()), 70, reply, ("10.0.0.1", 7), 0.1, "udp")
+    assert '" BADVERS qr' in line
 
 
 def test_names_forge_no_lines() -> None:

@@ -26,10 +26,12 @@ from tests.unit.dns_server import (
 
 from vipd.dns.facts import ServiceFacts
 from vipd.dns.feed import Portion
+from vipd.dns.forward.settings import ForwardSettings
 from vipd.dns.server.answering import Answering
 from vipd.dns.server.messages import Begin, Feed
 from vipd.dns.server.places import Place
 from vipd.dns.settings import DnsSettings
+from vipd.proxy import reload
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.events import Synced
@@ -145,6 +147,24 @@ async def test_until_everything_is_told_anew_the_zone_before_follows_changes() -
     gc.unfreeze()
 
 
+async def test_sources_come_and_go_whatever_becomes_of_the_settings() -> None:
+    answering = Answering()
+    await answering.begin(Begin(changed(SETTINGS, allow=("192.0.2.0/24",))), [])
+    access = answering.serving.access
+    await answering.feed(Feed(Portion(admit=("198.51.100.1", "192.0.2.9"))))
+    await answering.feed(Feed(Portion(admit=("198.51.100.1",))))
+    assert access.admits("198.51.100.1")
+    assert access.admits("192.0.2.9")
+    await answering.begin(Begin(SETTINGS), [])
+    assert [access.admits(f"192.0.2.{last}") for last in (8, 9)] == [False, True]
+    await answering.feed(Feed(Portion(expel=("192.0.2.9", "198.51.100.1", "203.0.113.1"))))
+    assert not access.admits("198.51.100.1")
+    assert not access.admits("192.0.2.9")
+    assert access.admits("127.0.0.1")
+    assert answering.serving.access is access
+    await answering.close()
+
+
 async def test_settings_that_no_name_depends_on_leave_the_zone() -> None:
     settings = changed(SETTINGS, identity="one")
     async with running(settings) as daemon:
@@ -185,7 +205,6 @@ async def test_addresses_come_and_go() -> None:
         both = changed(SETTINGS, workers=2, listen=("127.0.0.1:0", other))
         async with asked(first) as replies:
             assert await daemon.service.change(both) == []
-            assert daemon.service.moved.is_set()
             await daemon.service.in_step()
             second = "127.0.0.2", int(other.rpartition(":")[2])
             clients = [Datagrams(second) for _ in range(8)]  # to the sockets of either worker
@@ -270,6 +289,32 @@ async def test_off_and_on() -> None:
         client.close()
 
 
+async def test_off_and_on_again_while_a_question_waits() -> None:
+    """The worker that goes has the sockets until its last question is answered."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        upstream = f"127.0.0.1:{silent.getsockname()[1]}"
+        forward = ForwardSettings(upstreams=(upstream,), loop_check=False)
+        port = free_port()
+        settings = changed(SETTINGS, listen=(f"127.0.0.1:{port}",), forwards=True, forward=forward)
+        async with running(settings) as daemon:
+            (before,) = await daemon.service.told()
+            waits = Datagrams(daemon.address)
+            waits.socket.send(question("a.example."))
+            async with asyncio.timeout(20):
+                await asyncio.to_thread(silent.recv, 512)  # the worker has it
+            await daemon.service.change(changed(settings, listen=()))
+            assert not has_ended(before.pid)
+            await daemon.service.change(settings)
+            await daemon.service.in_step()
+            client = Datagrams(daemon.address)
+            assert addresses(await client.ask(question())) == ["10.96.0.1"]
+            assert (await daemon.service.told())[0].pid != before.pid
+            assert rcode(await waits.receive()) == "SERVFAIL"  # of the worker that goes
+            waits.close()
+            client.close()
+
+
 # The file
 
 
@@ -281,6 +326,8 @@ class Told:
         self.taken: list[DnsSettings] = []
         self.heard: list[tuple[str, list[str]]] = []
         self.left: list[str] = []
+        self.refuses = 0
+        """How often it will not take it."""
         self.reloading = Reloading(
             Flags(config=str(path), cluster_domain=("cluster.local",)),
             {"dns": self.take},
@@ -288,6 +335,9 @@ class Told:
         )
 
     async def take(self, config: Config) -> Sequence[str]:
+        if self.refuses:
+            self.refuses -= 1
+            raise ConfigError("DNS", "somebody has the place")
         self.taken.append(config.dns)
         return self.left
 
@@ -311,6 +361,20 @@ async def test_a_file_that_changes_is_taken(told: Told) -> None:
     told.write("dns: {ttl: 6}\nmode: nftables")
     await until(lambda: told.taken)
     assert (told.taken[0].ttl, told.taken[0].domains) == (6, ("cluster.local",))
+    following.cancel()
+
+
+async def test_what_is_refused_is_tried_again(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "RETRY_SECONDS", 0.01)
+    following = asyncio.ensure_future(told.reloading.run())
+    await until(lambda: told.heard == [("", [])])
+    told.refuses = 3
+    told.write("dns: {ttl: 6}\nmode: nftables")
+    await until(lambda: told.taken)
+    await until(lambda: told.heard[-1] == ("", []))
+    assert [one.ttl for one in told.taken] == [6]
+    said = [refused for refused, _ in told.heard]
+    assert said.count("DNS: somebody has the place") == 1, "it is said once, and counted once"
     following.cancel()
 
 

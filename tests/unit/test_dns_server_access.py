@@ -31,6 +31,19 @@ def test_networks(source: str, may: bool) -> None:
     assert found.admits(source) is may
 
 
+def test_a_network_may_ask_until_its_last_reason_has_gone() -> None:
+    found = allowed("10.244.0.0/16")
+    pods, node = parse_network("10.244.0.0/16"), parse_network("192.0.2.1")
+    assert not found.admits("192.0.2.1")
+    found.admit((pods, node))
+    assert found.admits("192.0.2.1")
+    found.expel((pods, node))
+    assert not found.admits("192.0.2.1")
+    assert found.admits("10.244.3.7")
+    found.expel((pods,))
+    assert not found.admits("10.244.3.7")
+
+
 def test_nobody_may_where_nothing_is_said() -> None:
     assert not allowed().admits("127.0.0.1")
 

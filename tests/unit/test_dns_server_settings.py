@@ -72,6 +72,9 @@ def test_name_servers_are_where_others_reach_them() -> None:
     [
         ("{ttl: 4000}", "dns.ttl: 4000 is not from 0 to 3600"),
         ("{listen: [here]}", r"dns.listen\[0\]: 'here' is no ADDRESS:PORT"),
+        (f"{{listen: [{', '.join(['10.0.0.1'] * 65)}]}}", "dns.listen: 65 addresses; at most 64"),
+        (f"{{http: [{', '.join(['10.0.0.1'] * 65)}]}}", "dns.http: 65 addresses; at most 64"),
+        ("{listen: ['fe80::1%eth0']}", r"dns.listen\[0\]: 'fe80::1%eth0' is .* one interface's"),
         ("{domains: []}", "dns.domains: must not be empty"),
         ("{domains: ['.']}", r"dns.domains\[0\]: '.' is the root"),
         ("{allow: [10.0.0.0/33]}", r"dns.allow\[0\]: '10.0.0.0/33'"),
@@ -79,6 +82,22 @@ def test_name_servers_are_where_others_reach_them() -> None:
         ("{tll: 4}", "dns: Object contains unknown field `tll`"),
         ("{forward: {upstreams: [nobody]}}", r"dns.forward.upstreams\[0\]: 'nobody'"),
         ("{forward: {attempts: 0}}", "dns.forward.attempts: 0 is not from 1"),
+        (
+            "{forward: {stubDomains: {Shop.Cluster.Local: [192.0.2.1]}}}",
+            r"dns.forward.stubDomains\[Shop.Cluster.Local\]: .* in the cluster domain cluster",
+        ),
+        (
+            "{domains: [a.example], forward: {hosts: [192.0.2.1 x.example b.a.example]}}",
+            r"dns.forward.hosts\[0\]: 'b.a.example.' is in the cluster domain a.example",
+        ),
+        (
+            "{forward: {records: [x.svc.cluster.local A 192.0.2.1]}}",
+            r"dns.forward.records\[0\]: 'x.svc.cluster.local.' is in the cluster domain",
+        ),
+        (
+            "{reverse: [10.0.0.0/8], forward: {stubDomains: {1.10.in-addr.arpa: [192.0.2.1]}}}",
+            r"dns.forward.stubDomains\[1.10.in-addr.arpa\]: .* the reverse zone of 10.0.0.0/8",
+        ),
         ("{tcpIdleSeconds: long}", "dns.tcpIdleSeconds: Expected `float`, got `str`"),
     ],
 )
@@ -87,6 +106,14 @@ def test_problems_name_the_file_and_the_field(tmp_path: Path, yaml: str, said: s
     file.write_text(f"{HEAD}dns: {yaml}\n")
     with pytest.raises(ConfigError, match=f"^{file}: {said}"):
         load(Flags(config=str(file)))
+
+
+def test_what_lies_beside_the_cluster_may_be_said(tmp_path: Path) -> None:
+    file = tmp_path / "vipd.yaml"
+    stubs = "stubDomains: {local: [192.0.2.1], xcluster.local: [192.0.2.1]}"
+    forward = f"{{{stubs}, hosts: [10.1.1.1 x.example]}}"
+    file.write_text(f"{HEAD}dns: {{reverse: [10.0.0.0/8], forward: {forward}}}\n")
+    assert load(Flags(config=str(file))).dns.forward.hosts == ("10.1.1.1 x.example",)
 
 
 def test_flags_win(tmp_path: Path) -> None:

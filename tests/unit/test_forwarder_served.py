@@ -152,6 +152,38 @@ def test_least_connections_counts_what_is_open() -> None:
     assert it.choose(CLIENT, 1, 0) == first
 
 
+def test_a_burst_does_not_all_go_to_who_had_fewest() -> None:
+    it = served(A, B, C, algorithm=Algorithm.LEAST_CONNECTIONS)
+    for one in [A, B] * 5:
+        it.began(CLIENT, one, 0)
+    burst = chosen(it, 20)
+    assert set(burst[:5]) == {C}
+    assert {one: burst[5:].count(one) for one in (A, B, C)} == {A: 5, B: 5, C: 5}
+
+
+def test_what_became_of_a_choice_is_known_and_forgotten() -> None:
+    it = served(A, B, algorithm=Algorithm.LEAST_CONNECTIONS, sets_aside=False)
+    assert set(chosen(it, 2)) == {A, B}
+    it.failed(A, 0)
+    assert it.choose(CLIENT, 1, 0) == A
+    it.withdrawn(B)
+    assert it.choose(CLIENT, 1, 0) == B
+    change(it, B)
+    assert {one.address for one in it.told().endpoints} == {str(A.address), str(B.address)}
+    it.withdrawn(A)
+    assert [one.address for one in it.told().endpoints] == [str(B.address)], "it is forgotten now"
+
+
+def test_what_is_taken_over_is_open_and_did_not_begin_here() -> None:
+    it = served(A, B, algorithm=Algorithm.LEAST_CONNECTIONS, affinity_seconds=10)
+    it.takes_over("192.0.2.8", A, 0)
+    assert [(one.connections, one.so_far) for one in it.told().endpoints] == [(1, 0), (0, 0)]
+    assert it.choose("192.0.2.8", 1, 1) == A, "the client stays"
+    it = served(A, B, algorithm=Algorithm.LEAST_CONNECTIONS)
+    it.takes_over("192.0.2.8", A, 0, pending=True)
+    assert it.choose(CLIENT, 1, 0) == B
+
+
 def test_least_connections_remembers_an_endpoint_that_left_and_came_back() -> None:
     it = served(A, B, algorithm=Algorithm.LEAST_CONNECTIONS)
     for _ in range(4):

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from vipd.backends.userspace.forwarder import accepting, connecting, log, pump
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import accepting, connecting, pump
 from vipd.backends.userspace.forwarder.proxy_protocol import header
 from vipd.backends.userspace.forwarder.streams import PIPE, Forwarded, Frontend, Stream
 from vipd.backends.userspace.forwarder.tcp import TcpForwarder
@@ -45,6 +46,8 @@ class Choice:
         self.forwarding = Forwarding(owner="a/b:c", inside=(), outside=())
         self.allowed = True
         self.open = 0
+        self.pending: list[Endpoint] = []
+        """Chosen, and not yet known what became of it."""
         self.all = 0
         self.failures: list[Endpoint] = []
 
@@ -59,19 +62,35 @@ class Choice:
     def choose(
         self, client: str, client_port: int, now: float, tried: Sequence[Endpoint] = ()
     ) -> Endpoint | None:
-        return next((one for one in self.endpoints if one not in tried), None)
+        chosen = next((one for one in self.endpoints if one not in tried), None)
+        if chosen is not None:
+            self.pending.append(chosen)
+        return chosen
 
     def shows(self, client: str, endpoint: Endpoint) -> bool:
         return True
 
     def began(self, client: str, endpoint: Endpoint, now: float) -> None:
+        self.pending.remove(endpoint)
         self.open += 1
         self.all += 1
+
+    def withdrawn(self, endpoint: Endpoint) -> None:
+        self.pending.remove(endpoint)
+
+    def takes_over(
+        self, client: str, endpoint: Endpoint, now: float, *, pending: bool = False
+    ) -> None:
+        if pending:
+            self.pending.append(endpoint)
+        else:
+            self.open += 1
 
     def ended(self, endpoint: Endpoint) -> None:
         self.open -= 1
 
     def failed(self, endpoint: Endpoint, now: float) -> None:
+        self.pending.remove(endpoint)
         self.failures.append(endpoint)
 
 
@@ -186,6 +205,7 @@ async def world(
         made.forwarder.close()
         for sock in made.sockets:
             sock.close()
+    assert (made.choice.open, made.choice.pending) == (0, []), "each choice was given back"
 
 
 @contextmanager
@@ -540,6 +560,46 @@ def test_place_is_forgotten_with_its_last_connection_and_can_be_served_again() -
     asyncio.run(run())
 
 
+def test_a_place_that_comes_back_counts_the_connections_that_it_has() -> None:
+    """Also those that wait for an endpoint, or for a descriptor, which go by what is new."""
+
+    async def run() -> None:
+        async with world(endpoints=2, limits=TcpLimits(pause_seconds=0.01)) as there:
+            client, endpoint = await there.pair()
+            await there.until(lambda: there.choice.open == 1)
+            full(there, 0)
+            waiting = there.connect()
+            await there.until(lambda: len(there.choice.pending) == 1)
+            listener = there.forwarder.hand_over(there.place)
+            assert listener is not None
+            before, there.choice = there.choice, Choice(there.choice.endpoints)
+            there.forwarder.listen(there.place, listener, lambda: there.choice)
+            assert (before.open, before.pending) == (0, [])
+            assert (there.choice.open, there.choice.pending) == (1, [before.endpoints[0]])
+            assert there.choice.all == 0, "nothing began here"
+            there.choice.endpoints.pop(0)
+            await waiting.send(b"x")
+            assert await (await there.accept(1)).receive(1) == b"x"
+            client.reset()
+            assert await endpoint.is_reset()
+            await there.until(lambda: there.choice.open == 1)
+
+    asyncio.run(run())
+
+
+def test_a_listener_that_comes_back_to_the_same_state_counts_nothing_twice() -> None:
+    async def run() -> None:
+        async with world() as there:
+            await there.pair()
+            await there.until(lambda: there.choice.open == 1)
+            listener = there.forwarder.hand_over(there.place)
+            assert listener is not None
+            there.forwarder.listen(there.place, listener, lambda: there.choice)
+            assert there.choice.open == 1
+
+    asyncio.run(run())
+
+
 def test_cut_resets_the_connections_to_one_endpoint_at_both_ends() -> None:
     async def run() -> None:
         async with world(endpoints=2) as there:
@@ -577,7 +637,7 @@ def test_close_resets_everything() -> None:
 
 def test_at_the_most_connections_clients_wait_their_turn() -> None:
     async def run() -> None:
-        async with world(limits=TcpLimits(most=2, pause_seconds=1000)) as there:
+        async with world(limits=TcpLimits(most=2, of_client=1, pause_seconds=1000)) as there:
             clients = [there.connect() for _ in range(5)]
             endpoints = [await there.accept() for _ in range(2)]
             await there.until(lambda: there.counters["tcp_accept_paused"] == 1)
@@ -595,6 +655,39 @@ def test_at_the_most_connections_clients_wait_their_turn() -> None:
     asyncio.run(run())
 
 
+def test_both_ends_are_probed_within_minutes_of_silence() -> None:
+    async def run() -> None:
+        async with world() as there:
+            await there.pair()
+            ((one,),) = there.forwarder._established.values()
+            for sock in (one.request.source, one.reply.source):
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                times = [
+                    sock.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                ]
+                assert times == [300, 30, 4]
+
+    asyncio.run(run())
+
+
+def test_the_end_of_a_shortage_is_told_as_its_beginning_was(logs: list[str]) -> None:
+    async def run() -> None:
+        limits = TcpLimits(most=1, of_client=1, pause_seconds=0.01, quiet_seconds=0.1)
+        async with world(limits=limits) as there:
+            first, _ = [there.connect() for _ in range(2)]
+            endpoint = await there.accept()
+            await there.until(lambda: there.counters["tcp_accept_paused"] >= 3)
+            assert ["accept is paused" in line for line in logs] == [True]
+            first.close()
+            endpoint.close()
+            await there.accept()
+            await there.until(lambda: len(logs) == 2)
+            assert "accept goes on again" in logs[1]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("more", range(1, 6))
 def test_descriptors_run_out_and_nobody_is_lost(more: int, logs: list[str]) -> None:
     async def run() -> None:
@@ -605,6 +698,8 @@ def test_descriptors_run_out_and_nobody_is_lost(more: int, logs: list[str]) -> N
             endpoints = [await there.accept() for _ in clients]
             (line,) = logs
             assert 'event="accept is paused" lack_of=EMFILE' in line
+            assert " files=" in line
+            assert there.forwarder.is_full
             for client, endpoint in zip(clients, endpoints, strict=True):
                 client.close()
                 assert await endpoint.rest() == b""
@@ -883,7 +978,7 @@ def test_clients_that_go_on_coming_do_not_keep_a_listener_open(
 
 def test_a_client_has_its_share_and_leaves_the_rest_to_others(logs: list[str]) -> None:
     async def run() -> None:
-        limits = TcpLimits(most=6, least_of_client=2, of_client=0.5)
+        limits = TcpLimits(most=5, of_client=0.5)
         async with world(limits=limits) as there:
             first, endpoint = await there.pair()
             for _ in range(2):

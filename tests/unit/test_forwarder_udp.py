@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from vipd.backends.userspace.forwarder import log, udp
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import udp
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.udp import UdpForwarder
 from vipd.backends.userspace.forwarder.udp_sessions import UdpLimits
@@ -387,6 +388,7 @@ async def test_a_place_that_comes_back_has_its_sessions_again(bed: Bed) -> None:
     assert await client.ask(b"x", place) == b"x"
     assert bed.forwarder.sessions() == {place: 2}
     assert bed.connections(place) == 2
+    assert bed.served[place].told().so_far == 1, "one of them began before"
     assert bed.forwarder.counters.sessions == 2
 
 
@@ -454,6 +456,7 @@ async def test_without_descriptors_datagrams_are_dropped_and_nothing_dies(
         new.send(b"", place)
         newer.send(b"", place)
         await bed.until(lambda: bed.forwarder.counters.exhausted == 2)
+        assert not any(one.pending for one in bed.served[place]._loads.values())
         assert await old.ask(b"x", place) == b"x"
     (line,) = logs
     assert 'event="no session for UDP"' in line

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from ipaddress import ip_address
 from types import SimpleNamespace
@@ -146,6 +147,28 @@ async def test_more_changes_than_the_socket_holds_are_a_change(
         await addresses._change(wrapped)  # type: ignore[arg-type]
     with pytest.raises(BlockingIOError):
         watching.recv(1)
+
+
+def event(interface: int) -> bytes:
+    body = struct.pack("=BBBBI", socket.AF_INET6, 128, 0, 0, interface)
+    return netlink.HEADER.pack(netlink.HEADER.size + len(body), 20, 0, 0, 0) + body
+
+
+@pytest.mark.parametrize("told", [event(2), event(1) + event(2), b"who knows"[:4] + event(2)])
+async def test_addresses_of_loopback_are_no_change(
+    monkeypatch: pytest.MonkeyPatch, socket_pair: tuple[socket.socket, socket.socket], told: bytes
+) -> None:
+    watching, kernel = socket_pair
+    monkeypatch.setattr(addresses, "QUIET_SECONDS", 0.0)
+    kernel.send(event(1))
+    kernel.send(event(1) + event(1))
+    waiting = asyncio.ensure_future(addresses._change(watching))
+    async with asyncio.timeout(20):
+        for _ in range(100):  # turns of the loop: far more than it takes to read both
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        kernel.send(told)
+        await waiting
 
 
 # The watch of the daemon

@@ -241,16 +241,23 @@ async def test_the_old_one_stays_until_its_flows_have_ended(rig: Rig) -> None:
 
 
 async def test_what_is_left_at_the_deadline_is_cut_and_counted(rig: Rig) -> None:
-    rig.drivers["nftables"].left = 2
+    rig.drivers["nftables"].left = 3
     await rig.switch("ipvs", drain=0.0)
     await rig.until(lambda: "teardown nftables" in rig.done)
+    rig.drivers["ipvs"].left = 2
+    await rig.switch("iptables", drain=0.0)
+    await rig.until(lambda: rig.switching.draining.flows_cut)
+    # Connection tracking keeps those of the first.
     assert rig.switching.draining.flows_cut == 2
 
 
 async def test_a_drain_ends_sooner_when_the_serving_mode_is_asked_for_with_less(rig: Rig) -> None:
     rig.drivers["nftables"].left = 2
     await rig.switch("ipvs")
+    last = rig.switching.report
     assert await rig.switch("ipvs") == ""  # says nothing of a drain, and so ends none
+    assert last is not None
+    assert (rig.switching.report, last.origin) == (last, "nftables")
     assert [one.mode for one in rig.switching.state.drains] == ["nftables"]
     assert await rig.switch("ipvs", drain=0.0) == ""
     await rig.until(lambda: "teardown nftables" in rig.done)

@@ -56,6 +56,7 @@ class Driver:
         self.observations = 0
         self.failures: list[DataplaneError | None] = []
         self.rejected: dict[Key, DataplaneError] = {}
+        self.withdrawn: dict[Key, DataplaneError] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self.commits = 0
@@ -75,7 +76,7 @@ class Driver:
             raise failure
         self.texts.append(str(plan))
         told = {unit.key for unit in plan.units}
-        return Committed({k: e for k, e in self.rejected.items() if k in told})
+        return Committed({k: e for k, e in self.rejected.items() if k in told}, self.withdrawn)
 
     async def quiesce(self) -> None:
         raise NotImplementedError
@@ -335,6 +336,19 @@ async def test_a_rejected_one_is_told_until_it_is_accepted(rig: Rig) -> None:
     assert rig.dataplane.rejected == {}
     assert "delete element" not in rig.driver.texts[-1]
     assert "10.96.0.2 . tcp . 80" in rig.driver.texts[-1]
+
+
+async def test_what_is_said_of_one_is_withdrawn_as_another_changes(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.rejected = {key(2): Rejected("", "dead"), key(3): Rejected("add", "taken")}
+    rig.tell(*rig.service(2), *rig.service(3))
+    await rig.until(lambda: rig.dataplane.syncs == 2)
+    assert set(rig.dataplane.rejected) == {key(2), key(3)}
+    # What the driver refused itself stands.
+    rig.driver.withdrawn = {key(2): Rejected("", "dead"), key(3): Rejected("", "dead")}
+    rig.tell(*rig.service(4))
+    await rig.until(lambda: rig.dataplane.syncs == 3)
+    assert set(rig.dataplane.rejected) == {key(3)}
 
 
 async def test_a_rejected_one_is_tried_again_though_nothing_changes(

@@ -1,6 +1,8 @@
 """Who may see whose address in userspace mode, and what is done where the kernel forbids it."""
 
 import errno
+import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from msgspec import structs
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from vipd.backends.netlink import ADDRESS_FAMILY, HEADER
+from vipd.backends.netlink import ADDRESS_FAMILY, HEADER, Netlink
 from vipd.backends.userspace import policy_routing
 from vipd.backends.userspace.backend import UserspaceCompiler
 from vipd.backends.userspace.forwarder import transparent
@@ -25,6 +27,7 @@ from vipd.backends.userspace.messages import (
 from vipd.backends.userspace.objects import Forwarding, Place, ReturnPath, Surroundings
 from vipd.backends.userspace.plan import expected
 from vipd.backends.userspace.policy_routing import wrong_settings
+from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import (
     Family,
     NamespacedName,
@@ -221,6 +224,29 @@ def test_a_connection_that_is_there_already_takes_another_port(
     assert made.by_name()["transparent"] == 1
 
 
+def test_without_a_descriptor_for_another_attempt_the_socket_is_open(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is watched by its descriptor; of one that is closed this is -1, and somebody else's."""
+    monkeypatch.setattr(transparent, "_IP_TRANSPARENT", 15)  # IP_FREEBIND: no privilege needed
+    made = Transparent()
+    name = listener.getsockname()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.create_connection(name) as first:
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
+        with socket.socket() as next_one:
+            free = next_one.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            same, problem = made.connect(sock, first.getsockname(), name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (same, problem) == (sock, errno.EMFILE)
+        assert sock.fileno() >= 0
+        sock.close()
+
+
 class Everyone:
     """A place that shows everybody."""
 
@@ -242,6 +268,49 @@ def test_a_setting_of_any_interface_counts(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "src_valid_mark").write_text(f"{value}\n")
     assert wrong_settings(tmp_path) == ["net.ipv4.conf.wg0.src_valid_mark"]
+
+
+def test_an_interface_that_goes_meanwhile_has_no_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gone", "wg0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "src_valid_mark").write_text("1\n")
+    read = Path.read_text
+
+    def going(self: Path) -> str:
+        (tmp_path / "gone" / "src_valid_mark").unlink(missing_ok=True)
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_text", going)
+    assert wrong_settings(tmp_path) == ["net.ipv4.conf.wg0.src_valid_mark"]
+
+
+@pytest.mark.parametrize(
+    ("family", "code", "is_nothing"),
+    [
+        (Family.IPV4, errno.ENOENT, True),
+        (Family.IPV6, errno.ENOENT, True),
+        (Family.IPV6, errno.EAFNOSUPPORT, True),
+        (Family.IPV4, errno.EAFNOSUPPORT, False),
+        (Family.IPV4, errno.ENOBUFS, False),
+        (Family.IPV6, errno.ENOBUFS, False),
+        (Family.IPV6, errno.EPERM, False),
+    ],
+    ids=str,
+)
+def test_a_listing_that_failed_is_not_taken_for_an_empty_one(
+    family: Family, code: int, is_nothing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Netlink, number: int) -> list[bytes]:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Netlink, "_listing", refused)
+    if is_nothing:
+        assert policy_routing._routing_of(family) == ([], False)
+    else:
+        with pytest.raises(DataplaneError):
+            policy_routing._routing_of(family)
 
 
 def test_a_worker_of_before_tells_that_it_is_not_transparent() -> None:

@@ -18,8 +18,8 @@ import gc
 import signal
 import socket
 
+from vipd.backends import log
 from vipd.backends.privileges import CAP_NET_RAW, allow_descriptors, give_up_privileges
-from vipd.backends.userspace.forwarder import log
 from vipd.backends.userspace.forwarder.descriptors import WANTED
 from vipd.backends.userspace.forwarder.worker import run
 from vipd.proxy.lean import give_back
@@ -29,7 +29,7 @@ def main() -> None:
     """Serve until the daemon says that it is over."""
     number, descriptor, form = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     transparent = sys.argv[4:] == ["transparent"]
-    log.configure(form)
+    log.configure(form, number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon's: its end is not ours
     descriptors = allow_descriptors(WANTED)
     for event, why in give_up_privileges(keep=CAP_NET_RAW if transparent else None):

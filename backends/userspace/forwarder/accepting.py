@@ -12,12 +12,15 @@ others, so that batches take turns.
 import asyncio
 import contextlib
 import errno
+import math
+import resource
 import select
 import socket
 from collections.abc import Callable
 from typing import Final
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
+from vipd.backends.userspace.forwarder.keepalive import keep_alive
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
 
 SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -76,6 +79,8 @@ class Accepting:
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_shortage = float("-inf")
+        self._episode: asyncio.TimerHandle | None = None
+        """Set from the first shortage until there was none for a while."""
         self.descriptor = self._listening.fileno()
         epoll.register(self.descriptor, select.EPOLLIN)
 
@@ -83,16 +88,21 @@ class Accepting:
         """Return how many listeners there are."""
         return len(self._listeners)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether accept is paused, or was a moment ago: pauses are short and follow each other."""
+        recent = self._last_shortage + 10 * self._limits.pause_seconds
+        return self._paused or self._loop.time() < recent
+
     def allow(self, most: int) -> None:
         """Have no more than so many from now on; beyond, clients wait in the listeners' queues."""
-        limits = self._limits
-        self.most = min(most, limits.most)
-        self._most_of_client = max(limits.least_of_client, int(self.most * limits.of_client))
+        self.most = min(most, self._limits.most)
+        self._most_of_client = math.ceil(self.most * self._limits.of_client)
 
     def add(self, listener: socket.SocketType) -> None:
         """Accept from this listener from now on. What connections inherit is set on it."""
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(listener)
         self._listening.register(listener.fileno(), select.EPOLLIN)
         self._listeners[listener.fileno()] = listener
 
@@ -144,10 +154,16 @@ class Accepting:
             self._paused = True
             self._counters.accept_paused += 1
             self._epoll.unregister(self.descriptor)
-        now = self._loop.time()
-        if now - self._last_shortage > self._limits.quiet_seconds:
-            log.warning("accept is paused", lack_of=reason, connections=self.taken)
-        self._last_shortage = now
+        self._last_shortage = self._loop.time()
+        if self._episode is None:
+            log.warning(
+                "accept is paused",
+                lack_of=reason,
+                connections=self.taken,
+                most=self.most,
+                files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            )
+            self._episode = self._loop.call_later(self._limits.quiet_seconds, self._look)
         if self._timer is None:
             self._timer = self._loop.call_later(self._limits.pause_seconds, self._over)
 
@@ -161,6 +177,9 @@ class Accepting:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._episode is not None:
+            self._episode.cancel()
+            self._episode = None
         self._listening.close()
         for listener in self._listeners.values():
             listener.close()
@@ -188,6 +207,16 @@ class Accepting:
         self._counters.accepted += 1
         self._start(listener.fileno(), accepted[0], accepted[1])
         return True
+
+    def _look(self) -> None:
+        """Say that the shortage is over, unless there was one within the last while."""
+        left = self._last_shortage + self._limits.quiet_seconds - self._loop.time()
+        if self._paused or left > 0:
+            pause = max(left, self._limits.pause_seconds)
+            self._episode = self._loop.call_later(pause, self._look)
+            return
+        self._episode = None
+        log.warning("accept goes on again", connections=self.taken, most=self.most)
 
     def _over(self) -> None:
         self._timer = None

@@ -47,6 +47,8 @@ class Load(Struct, eq=False):
     endpoint: Endpoint
     connections: int = 0
     """Open now."""
+    pending: int = 0
+    """Chosen for, and neither open nor given up."""
     so_far: int = 0
     """Established since the start."""
     failures: int = 0
@@ -189,6 +191,8 @@ class _Hash:
 
 
 class _LeastConnections:
+    """Those that are being connected count: in a burst nothing is open before all are chosen."""
+
     def __init__(self, loads: Sequence[Load], chance: Chance) -> None:
         self._loads = loads
         self._chance = chance
@@ -200,7 +204,7 @@ class _LeastConnections:
             endpoint = load.endpoint
             if passed and spot_of(endpoint) in passed:
                 continue
-            share = load.connections / endpoint.weight
+            share = (load.connections + load.pending) / endpoint.weight
             if share < fewest:
                 fewest, level = share, [endpoint]
             elif share == fewest:

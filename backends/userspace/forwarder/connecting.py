@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from vipd.backends.userspace.forwarder.accepting import SHORTAGE
 from vipd.backends.userspace.forwarder.connection import CONNECT
+from vipd.backends.userspace.forwarder.keepalive import keep_alive
 from vipd.backends.userspace.forwarder.streams import Forwarded, Stream
 from vipd.backends.userspace.forwarder.tcp_limits import TcpCounters, TcpLimits
 from vipd.backends.userspace.forwarder.transparent import Transparent
@@ -112,6 +113,7 @@ class Connecting:
             if endpoint is None:
                 self._outcome.refuse(connection)
                 return
+            connection.endpoint = endpoint
             family, name = self._name(endpoint)
             try:
                 sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
@@ -121,8 +123,7 @@ class Connecting:
                 self._park(connection, now, errno.errorcode[error.errno])
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection.endpoint = endpoint
+            keep_alive(sock)
             shown = self._transparent
             if shown is not None and shown.is_due(served, connection.client, endpoint):
                 client = connection.client, connection.port
@@ -204,13 +205,16 @@ class Connecting:
         else:
             self._counters.connect_failed += 1
             if endpoint is not None:
+                connection.endpoint = None
                 connection.served.failed(endpoint, now)
+        connection.withdraw()
         if endpoint is not None:
             connection.tried = (*connection.tried, endpoint)
         return connection.failed()
 
     def _park(self, connection: Forwarded, now: float, reason: str) -> None:
         """Let a connection wait until a descriptor is free, or refuse it if it did for too long."""
+        connection.withdraw()
         if connection.parked_at is None:
             connection.parked_at = now
         if now - connection.parked_at > self._limits.connect_seconds:

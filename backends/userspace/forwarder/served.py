@@ -78,8 +78,9 @@ class _Side:
 class Served:
     """The state of one place: what is asked for each new connection, and told of each.
 
-    `choose`, then either `began` or `failed`; `ended` after `began`. `client` is an address as
-    accept() and recvfrom() return it; `now` is the monotonic clock, in seconds.
+    After a `choose` that returned an endpoint, one of `began`, `failed` and `withdrawn`; `ended`
+    after `began`. `client` is an address as accept() and recvfrom() return it; `now` is the
+    monotonic clock, in seconds.
     """
 
     def __init__(
@@ -140,7 +141,10 @@ class Served:
         side = self._inside if self._sources.is_inside(client) else self._outside
         if not tried and not self._health and self._affinity is None:  # nearly always
             chosen = side.choice.choose(client, client_port, frozenset())
-            self._unserved += chosen is None
+            if chosen is None:
+                self._unserved += 1
+            else:
+                self._load(chosen).pending += 1
             return chosen
         refused = {spot_of(one) for one in tried}
         passed = refused | self._health.passed_over(now) if self._health else refused
@@ -152,6 +156,7 @@ class Served:
         if chosen is None:
             self._unserved += not tried
             return None
+        self._load(chosen).pending += 1
         spot = spot_of(chosen)
         if self._health:
             self._health.chosen(spot, now)
@@ -168,6 +173,7 @@ class Served:
         """Note an established connection, or a new session."""
         spot = spot_of(endpoint)
         load = self._load(endpoint)
+        _settle(load)
         load.connections += 1
         load.so_far += 1
         self._so_far += 1
@@ -175,6 +181,27 @@ class Served:
             self._affinity.stays(client, spot, now)
         if self._health and self.place.protocol is not Protocol.UDP:
             self._health.succeeded(spot)
+
+    def withdrawn(self, endpoint: Endpoint) -> None:
+        """Note that a choice came to nothing, which says nothing of the endpoint."""
+        load = self._load(endpoint)
+        _settle(load)
+        self._forget(spot_of(endpoint), load)
+
+    def takes_over(
+        self, client: str, endpoint: Endpoint, now: float, *, pending: bool = False
+    ) -> None:
+        """Note a connection or session of whatever served the place before.
+
+        It is open, or `pending`: chosen for. It is not counted as one that began here.
+        """
+        load = self._load(endpoint)
+        if pending:
+            load.pending += 1
+        else:
+            load.connections += 1
+        if self._affinity is not None:
+            self._affinity.stays(client, spot_of(endpoint), now)
 
     def answered(self, endpoint: Endpoint) -> None:
         """Note that an endpoint of UDP lives: there, a session that began proves nothing."""
@@ -191,6 +218,7 @@ class Served:
         """Note that a connection was refused or timed out."""
         spot = spot_of(endpoint)
         load = self._load(endpoint)
+        _settle(load)
         load.failures += 1
         if self.forwarding.sets_aside:
             self._health.failed(spot, now)
@@ -252,7 +280,7 @@ class Served:
             else:
                 self._loads[spot] = Load(endpoint)
         for spot in [one for one in self._loads if one not in there]:
-            if not self._loads[spot].connections:
+            if _is_idle(self._loads[spot]):
                 del self._loads[spot]
         inside = self._side(forwarding, forwarding.inside, before[0] if before else None)
         if forwarding.outside == forwarding.inside:
@@ -287,5 +315,15 @@ class Served:
 
     def _forget(self, spot: Spot, load: Load) -> None:
         """Forget an endpoint that departed with its last connection."""
-        if not load.connections and not self.has(load.endpoint):
+        if _is_idle(load) and not self.has(load.endpoint):
             self._loads.pop(spot, None)
+
+
+def _settle(load: Load) -> None:
+    """Note that it is known what became of a choice. One of UDP may fail after it began."""
+    if load.pending:
+        load.pending -= 1
+
+
+def _is_idle(load: Load) -> bool:
+    return not load.connections and not load.pending

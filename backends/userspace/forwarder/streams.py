@@ -54,6 +54,16 @@ class Serves(Interface):
         """Note an established connection."""
         ...
 
+    def withdrawn(self, endpoint: Endpoint) -> None:
+        """Note that a choice came to nothing, which says nothing of the endpoint."""
+        ...
+
+    def takes_over(
+        self, client: str, endpoint: Endpoint, now: float, *, pending: bool = False
+    ) -> None:
+        """Note a connection of whatever served the place before."""
+        ...
+
     def ended(self, endpoint: Endpoint) -> None:
         """Note that an established connection is over."""
         ...
@@ -151,11 +161,17 @@ class Forwarded(Connection):
         self.client = client[0]
         self.port = client[1]
         self.endpoint: Endpoint | None = None
-        """Whom it is, or is being, connected to."""
+        """Whom it is, or is being, connected to; counted as such by `served`."""
         self.tried: tuple[Endpoint, ...] = ()
         """Whom it could not be connected to."""
         self.parked_at: float | None = None
         """When it first had to wait for a descriptor."""
+
+    def withdraw(self) -> None:
+        """Leave the endpoint that it was to be connected to."""
+        endpoint, self.endpoint = self.endpoint, None
+        if endpoint is not None:
+            self.served.withdrawn(endpoint)
 
     def unlink(self) -> None:
         """Take apart what is over."""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
 
-from vipd.backends.userspace.forwarder import interface, log
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import interface
 from vipd.backends.userspace.forwarder.accepting import Accepting
 from vipd.backends.userspace.forwarder.connecting import Connecting, Outcome
 from vipd.backends.userspace.forwarder.connection import CLOSE, RESET
@@ -70,9 +71,9 @@ class TcpForwarder:
     def listen(self, place: Place, listener: socket.socket, serve: Callable[[], Serves]) -> None:
         """Forward the connections of a bound, listening, non-blocking socket, and own it.
 
-        `serve` is called for each new connection and returns the state of the place. Raises
-        ValueError if the place has a listener already; after that, and after OSError, it is still
-        the caller's.
+        `serve` is called for each new connection and returns the state of the place. A place that
+        was stopped takes up what is left of its connections. Raises ValueError if the place has a
+        listener already; after that, and after OSError, it is still the caller's.
         """
         frontend = self._frontends.get(place)
         if frontend is None:
@@ -81,6 +82,8 @@ class TcpForwarder:
             raise ValueError(f"{place} has a listener already")
         self._accepting.add(listener)
         self._frontends[place] = frontend
+        if frontend.taken:
+            self._take_over(frontend, serve())
         frontend.serve = serve
         frontend.listener = listener
         self._by_listener[listener.fileno()] = frontend
@@ -123,6 +126,11 @@ class TcpForwarder:
     def allow(self, connections: int) -> None:
         """Have no more than so many from now on, nor more than the limits say; those there stay."""
         self._accepting.allow(connections)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is accepted now, for lack of room."""
+        return self._accepting.is_short
 
     def descriptors(self) -> int:
         """Return how many are taken by listeners, connections and pipes, or soon will be."""
@@ -223,10 +231,10 @@ class TcpForwarder:
             return
         served = connection.served
         proxied = served.forwarding.proxy_protocol
+        served.began(connection.client, endpoint, self._loop.time())
         connection.established(holds=proxied)
         self._established.setdefault(connection.frontend, set()).add(connection)
         connection.tried = ()
-        served.began(connection.client, endpoint, self._loop.time())
         request = connection.request
         self._events.watch(request)
         if proxied:
@@ -254,6 +262,7 @@ class TcpForwarder:
     def _turn_away(self, connection: Forwarded) -> None:
         """Reset a client whose connection was never established."""
         connection.reset()
+        connection.withdraw()
         sock = connection.request.source
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self._events.discard(sock)
@@ -284,6 +293,23 @@ class TcpForwarder:
         if not frontend.taken and frontend.listener is None:
             self._forget(frontend)
         connection.unlink()
+
+    def _take_over(self, frontend: Frontend, serves: Serves) -> None:
+        """Count the connections that are still there with what serves the place now."""
+        now = self._loop.time()
+        there = self._established.get(frontend, set())
+        waiting = len(there) < frontend.taken
+        for one in there:
+            if one.endpoint is not None and one.served is not serves:
+                one.served.ended(one.endpoint)
+                serves.takes_over(one.client, one.endpoint, now)
+            one.served = serves
+        for one in self._connecting.waiting() if waiting else ():
+            if one.frontend is frontend and one.served is not serves:
+                if one.endpoint is not None:
+                    one.served.withdrawn(one.endpoint)
+                    serves.takes_over(one.client, one.endpoint, now, pending=True)
+                one.served = serves
 
     def _take_listener(self, frontend: Frontend) -> socket.socket:
         """Return the listener of a place that has one; the place has none after this."""

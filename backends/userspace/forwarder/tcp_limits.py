@@ -14,9 +14,8 @@ class TcpLimits(Struct, frozen=True, kw_only=True):
     """Connections at once, those that are not yet established included. Beyond, accept is paused:
     clients wait in the listeners' queues."""
     of_client: float = 0.5
-    """The share of `most` that one client address may have; its further connections are reset."""
-    least_of_client: int = 1000
-    """So many it may have anyway: where there are few descriptors, half would be next to none."""
+    """The share that one client address may have of the most there can be, rounded up; its further
+    connections are reset. Few descriptors change nothing: one client must not take all."""
     attempts: int = 4
     """Endpoints that a connection is tried at, as kube-proxy's userspace mode did."""
     connect_seconds: float = 1.0

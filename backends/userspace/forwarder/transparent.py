@@ -12,12 +12,13 @@ same pod, they would go straight from one to the other. The client's port is kep
 import errno
 import socket
 import struct
+from collections.abc import Callable
 from typing import Final
 from typing import Protocol as Interface
 
-from vipd.backends import netlink
+from vipd.backends import log, netlink
 from vipd.backends.netlink import ACK, HEADER, REQUEST, attribute, attributes
-from vipd.backends.userspace.forwarder import log
+from vipd.backends.userspace.forwarder.keepalive import keep_alive
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import parse_address
 from vipd.proxy.virtualserver import Endpoint
@@ -84,7 +85,7 @@ class Transparent:
         """Begin a TCP connection to an endpoint; return its socket, and the errno or 0.
 
         From the client's address and port; else from its address and another port; else, counted,
-        as others are. The socket is the given one or a new one in its place.
+        as others are. The socket is the given one or a new one in its place, and open.
         """
         problem = 0
         for source in (client, (client[0], 0)):
@@ -102,6 +103,14 @@ class Transparent:
                 break
         self._deny(problem)
         return sock, sock.connect_ex(to)
+
+    def binder(
+        self, served: Shows, client: Address, endpoint: Endpoint
+    ) -> Callable[[socket.socket], bool] | None:
+        """Return what gives a UDP socket the client's address, where the endpoint is to see it."""
+        if not self.is_due(served, client[0], endpoint):
+            return None
+        return lambda sock: self.bind(sock, client)
 
     def bind(self, sock: socket.socket, client: Address) -> bool:
         """Give a UDP socket the client's address, and its port if it is free; return whether.
@@ -175,10 +184,12 @@ def _bind(sock: socket.SocketType, source: Address) -> int:
 
 
 def _another(sock: socket.SocketType) -> socket.SocketType:
-    """Return a socket like this one, which is closed: nothing was told of it yet."""
-    family = sock.family
+    """Return a socket like this one, which is closed: nothing was told of it yet.
+
+    Raise OSError where there is none; this one is open then.
+    """
+    made = socket.SocketType(sock.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
     sock.close()
-    made = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    keep_alive(made)
     return made

@@ -14,7 +14,8 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable
 
-from vipd.backends.userspace.forwarder import log, udp_listening
+from vipd.backends import log
+from vipd.backends.userspace.forwarder import udp_listening
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.transparent import Transparent
 from vipd.backends.userspace.forwarder.udp_link import NOT_ITS_FAULT, Datagram, UdpLink
@@ -245,7 +246,7 @@ class UdpForwarder:
 
         `anew`: endpoints that were tried in vain are tried again where there is no other.
         """
-        served = session.listening.served
+        served, shown = session.listening.served, self._transparent
         host, port = session.client[0], session.client[1]
         if served.asks_interface:  # the place forgets it with every change, and among many clients
             served.came_by(host, session.came_by)
@@ -261,9 +262,10 @@ class UdpForwarder:
                 endpoint,
                 lambda reply: self._heard(session, reply),
                 lambda error, unsent: self._lost(session, error, unsent),
-                self._binder(served, session, endpoint),
+                shown.binder(served, session.client[:2], endpoint) if shown is not None else None,
             )
         except OSError as error:
+            served.withdrawn(endpoint)
             self._short(error, 1, now)
             return False
         self._tasks.add(link.task)
@@ -271,16 +273,6 @@ class UdpForwarder:
         session.link, session.endpoint, session.answered = link, endpoint, False
         served.began(host, endpoint, now)
         return True
-
-    def _binder(
-        self, served: Served, session: Session, endpoint: Endpoint
-    ) -> Callable[[socket.socket], bool] | None:
-        """Return what gives a socket the client's address, where the endpoint is to see it."""
-        shown = self._transparent
-        if shown is None or not shown.is_due(served, session.host, endpoint):
-            return None
-        client = session.client[:2]
-        return lambda sock: shown.bind(sock, client)
 
     def _send(self, session: Session, datagram: Datagram, now: float) -> None:
         if session.link is None:
@@ -377,7 +369,7 @@ class UdpForwarder:
         for session in listening.sessions.values():
             if session.endpoint is not None:
                 listening.served.ended(session.endpoint)
-                serve().began(session.host, session.endpoint, now)
+                serve().takes_over(session.host, session.endpoint, now)
         listening.serve = serve
 
     def _replace(self, listening: Listening, bound: socket.socket) -> None:
@@ -385,19 +377,14 @@ class UdpForwarder:
         for _ in range(MOST_ROUNDS):
             if not self._readable(listening):
                 break
-        udp_listening.unread(listening)
-        if listening.bound is not None:
-            listening.bound.close()
+        udp_listening.close(listening)
         listening.bound = bound
 
     def _release_if_over(self, listening: Listening) -> None:
         """Close a place that is not open and has no session left."""
         if listening.is_open or listening.sessions:
             return
-        udp_listening.unread(listening)
-        if listening.bound is not None:
-            listening.bound.close()
-            listening.bound = None
+        udp_listening.close(listening)
         if self._places.get(listening.place) is listening:
             del self._places[listening.place]
 

@@ -1,4 +1,4 @@
-"""The socket of a UDP place: read, no longer read, and given away.
+"""The socket of a UDP place: read, no longer read, closed and given away.
 
 Lives here: what is done with the socket itself. Must not: know sessions beyond that there are some
 (udp_sessions.py), or what becomes of a datagram (udp.py).
@@ -35,6 +35,14 @@ def unread(listening: Listening) -> None:
     if listening.is_read and listening.bound is not None:
         asyncio.get_running_loop().remove_reader(listening.bound)
     listening.is_read = False
+
+
+def close(listening: Listening) -> None:
+    """Let go of it, read or not."""
+    unread(listening)
+    if listening.bound is not None:
+        listening.bound.close()
+        listening.bound = None
 
 
 def give_away(listening: Listening) -> socket.socket | None:

@@ -12,19 +12,21 @@ import errno
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Final, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 import msgspec
 
+from vipd.backends import log
 from vipd.backends.userspace import messages
 from vipd.backends.userspace.channel import Channel
-from vipd.backends.userspace.forwarder import interface, log, reports
+from vipd.backends.userspace.forwarder import interface, reports
 from vipd.backends.userspace.forwarder.descriptors import may_listen, shares
 from vipd.backends.userspace.forwarder.on_demand import OnDemand
 from vipd.backends.userspace.forwarder.served import Served
 from vipd.backends.userspace.forwarder.tcp import TcpForwarder
 from vipd.backends.userspace.forwarder.transparent import Transparent
+from vipd.backends.userspace.forwarder.turns import in_turns
 from vipd.backends.userspace.forwarder.udp import UdpForwarder
 from vipd.backends.userspace.forwarder.udp_sessions import UdpLimits
 from vipd.backends.userspace.messages import (
@@ -54,16 +56,12 @@ from vipd.proxy.version import VERSION
 
 PAUSE_SECONDS = 1.0
 """After an attempt to accept the daemon that failed."""
-AT_ONCE = 20
-"""Places that are changed, about 2 ms, before connections have their turn."""
 IDLE_LOOK_SECONDS = 0.5
 """How often a retired worker looks whether it may end."""
 
 _NO_LISTENER: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 """Errors of a control socket that will never be accepted from again."""
 _LOST: Final = "its listener was lost on the way: no descriptor was left for it"
-
-T = TypeVar("T")
 
 
 class Worker:
@@ -186,12 +184,12 @@ class Worker:
             around = messages.surroundings_of(batch.surroundings)
         if around != self._surroundings:
             self._surroundings = around
-            async for place, served in _in_turns(list(self._served.items())):
+            async for place, served in in_turns(list(self._served.items())):
                 try:
                     served.change(served.told, self._surroundings)
                 except Exception as error:
                     failed.append((messages.wire_place(place), _told_of(error)))
-        async for one in _in_turns(batch.instructions):
+        async for one in in_turns(batch.instructions):
             try:
                 ended += await self._follow(one, listeners)
             except Exception as error:
@@ -279,7 +277,7 @@ class Worker:
     async def _retire(self) -> None:
         """End as soon as nothing is open any more."""
         self._serves = False
-        async for place in _in_turns(list(self._served)):
+        async for place in in_turns(list(self._served)):
             self._stop(place)
         if not self._ends:
             self._ends = True
@@ -289,7 +287,7 @@ class Worker:
         """Accept no connection."""
         self._serves = False
         accepting = [one for one in self._served if one.protocol is not Protocol.UDP]
-        async for place in _in_turns(accepting):
+        async for place in in_turns(accepting):
             self._stop(place)
 
     def _look(self) -> None:
@@ -309,11 +307,14 @@ class Worker:
     async def _told(self) -> Told:
         places = [
             ServedPlace(messages.wire_place(place), one.told)
-            async for place, one in _in_turns(list(self._served.items()))
+            async for place, one in in_turns(list(self._served.items()))
         ]
         around = messages.wire_surroundings(self._surroundings)
         shows = self._transparent is not None
-        return Told(VERSION, os.getpid(), self.number, not self._serves, around, places, shows)
+        return Told(
+            VERSION, os.getpid(), self.number, not self._serves, around, places, shows,
+            self._descriptors,
+        )  # fmt: skip
 
     def _reported(self, asked: Report) -> Reported:
         now = asyncio.get_running_loop().time()
@@ -333,6 +334,8 @@ class Worker:
             connections=sum(counts.values()),
             counters=self._tcp.counters.by_name() | self._udp.counters.by_name() | shown,
             places=places,
+            files=self._descriptors,
+            full=self._tcp.is_full,
         )
 
     def _of_place(
@@ -372,14 +375,6 @@ def _told_of(error: Exception) -> str:
     if not isinstance(error, ValueError):
         log.exception("an instruction failed inside")
     return str(error)
-
-
-async def _in_turns(todo: Sequence[T]) -> AsyncIterator[T]:
-    """Yield what there is to be done; connections have their turn in between."""
-    for number, one in enumerate(todo, 1):
-        yield one
-        if number % AT_ONCE == 0:
-            await asyncio.sleep(0)
 
 
 async def run(

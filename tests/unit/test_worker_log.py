@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vipd.backends.userspace.forwarder import log
+from vipd.backends import log
 
 
 @pytest.fixture(autouse=True)

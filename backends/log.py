@@ -1,6 +1,7 @@
 """The log of a worker: an event and its facts, one line each on standard error, as the daemon's.
 
-Lives here: how a line is written. Must not: be used by the daemon (proxy/logs.py).
+Lives here: how a line is written. Must not: be used by the daemon, whose log is structlog's
+(proxy/logs.py).
 
 Not structlog: that imports rich where it is installed, which takes 7 MB of every worker. And a
 worker outlives whoever reads its standard error: a line that nobody takes is dropped, where it
@@ -22,12 +23,14 @@ AT_ONCE = select.PIPE_BUF
 """Bytes that a pipe takes whole or not at all (pipe(7))."""
 
 _as_json = False
+_whose: dict[str, object] = {}
 
 
-def configure(form: str) -> None:
-    """Write lines of this form from now on: ``text`` (logfmt) or ``json``."""
-    global _as_json
+def configure(form: str, worker: int | None = None) -> None:
+    """Write lines of this form from now on: ``text`` (logfmt) or ``json``; all name the worker."""
+    global _as_json, _whose
     _as_json = form == "json"
+    _whose = {} if worker is None else {"worker": worker}
 
 
 def warning(event: str, **facts: object) -> None:
@@ -44,7 +47,7 @@ def exception(event: str, **facts: object) -> None:
 def line(level: str, event: str, facts: dict[str, object]) -> str:
     """Return a line without its end."""
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-    whole = {"timestamp": now, "level": level, "event": event, **facts}
+    whole = {"timestamp": now, "level": level, "event": event, **_whose, **facts}
     if _as_json:
         return msgspec.json.encode(whole, enc_hook=str).decode()
     return " ".join(f"{name}={_spelled(value)}" for name, value in whole.items())
