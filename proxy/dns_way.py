@@ -87,10 +87,12 @@ class DnsWay:
                 async with asyncio.timeout(self._pause()):
                     await self._due.wait()
 
-    def _pause(self) -> float:
-        """Return the seconds until the next look."""
+    def _pause(self) -> float | None:
+        """Return the seconds until the next look; None where nothing is to be kept."""
+        if self._prepared is not None:
+            return LOOK_SECONDS if self._dns.listens else None
         left = self._routes_stay_until - asyncio.get_running_loop().time()
-        return LOOK_SECONDS if self._prepared is not None else min(max(left, 0.1), LOOK_SECONDS)
+        return min(max(left, 0.1), LOOK_SECONDS)
 
     async def change(
         self, changed: Config, answer: Callable[[], Awaitable[list[str]]]

@@ -31,7 +31,7 @@ from vipd.backends.userspace.objects import (
 )
 from vipd.backends.userspace.observed import Fixed, Observed
 from vipd.backends.userspace.operations import Needed, Operation, Unit, UserspacePlan
-from vipd.backends.userspace.program import Program, beside, indexed, owner_of
+from vipd.backends.userspace.program import Program, beside, indexed, keys_at, owner_of
 from vipd.backends.userspace.rules import commands, fixed
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, VirtualServer
@@ -131,7 +131,7 @@ def _concerned(programmed: Program, after: Program, changed: Iterable[Key]) -> d
         key: None
         for address in addresses
         if owner_of(programmed, address) != owner_of(after, address)
-        for key in after.reached.get(address, ())
+        for key in keys_at(after.reached, address)
     }
     for key in changed:
         if (key in programmed.entries) != (key in after.entries):

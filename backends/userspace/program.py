@@ -18,6 +18,8 @@ from vipd.proxy.virtualserver import Endpoint, Key, VirtualServer
 
 Target = tuple[Address, Protocol, int]
 """Where an endpoint is."""
+Keys = Key | Map[Key, None]
+"""One key, as nearly every address has, or several: a map for each would double the index."""
 KT = TypeVar("KT", bound=Hashable)
 
 
@@ -30,9 +32,9 @@ class Program(Entries, frozen=True):
     targets: Map[Target, int] = Map()
     """How many virtual servers have an endpoint there: whether anything depends on a place of this
     node that comes or goes."""
-    addresses: Map[Address, Map[Key, None]] = Map()
+    addresses: Map[Address, Keys] = Map()
     """The virtual servers that have each address."""
-    reached: Map[Address, Map[Key, None]] = Map()
+    reached: Map[Address, Keys] = Map()
     """The virtual servers that have an endpoint at each address."""
     mark: int = 0
     """Packet mark of the transparent mode; 0: no endpoint sees its clients' addresses."""
@@ -59,24 +61,34 @@ def indexed(
     )
 
 
-def _note(
-    index: MapMutation[Address, Map[Key, None]], address: Address, key: Key, step: int
-) -> None:
-    keys = index.get(address, _NOBODY)
-    keys = keys.set(key, None) if step > 0 else keys.delete(key)
-    if keys:
-        index[address] = keys
+def _note(index: MapMutation[Address, Keys], address: Address, key: Key, step: int) -> None:
+    keys = index.get(address)
+    if step > 0:
+        if keys is None:
+            index[address] = key
+        elif isinstance(keys, Map):
+            index[address] = keys.set(key, None)
+        elif keys != key:
+            index[address] = Map({keys: None, key: None})
+    elif isinstance(keys, Map):
+        left = keys.delete(key)
+        index[address] = left if len(left) > 1 else next(iter(left))
     else:
         del index[address]
 
 
-_NOBODY: Map[Key, None] = Map()
+def keys_at(index: Map[Address, Keys], address: Address) -> Iterable[Key]:
+    """Return the keys that an index has for an address."""
+    keys = index.get(address)
+    if keys is None:
+        return ()
+    return keys if isinstance(keys, Map) else (keys,)
 
 
 def owner_of(program: Program, address: Address) -> str:
     """Return the name of the service that has an address, the first by key; empty: none has."""
-    keys = program.addresses.get(address)
-    return str(program.entries[min(keys, key=Key.sort_key)].owner.service) if keys else ""
+    first = min(keys_at(program.addresses, address), key=Key.sort_key, default=None)
+    return "" if first is None else str(program.entries[first].owner.service)
 
 
 def _count(counts: MapMutation[KT, int], what: KT, step: int) -> None:
@@ -98,7 +110,7 @@ def beside(program: Program, key: Key) -> list[Key]:
         for address in answered(key, program.network)
         if (address, key.protocol, key.port) in program.targets
     }
-    there = dict.fromkeys(one for place in places for one in program.reached[place[0]])
+    there = dict.fromkeys(one for place in places for one in keys_at(program.reached, place[0]))
     found += [
         other
         for other in there
