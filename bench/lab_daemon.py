@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,16 +21,22 @@ _STOP_SECONDS = 10.0
 
 
 class Daemon:
-    """One `vipd run` on the lab's proxy node; `directory` takes its control socket and its log."""
+    """One `vipd run` on the lab's proxy node; `directory` takes its control socket and its log.
 
-    def __init__(self, lab: Lab, manifests: Path, directory: Path, mode: str = "nftables") -> None:
+    `source` is a folder of manifests, or the arguments that name another source.
+    """
+
+    def __init__(
+        self, lab: Lab, source: Path | Sequence[str], directory: Path, mode: str = "nftables"
+    ) -> None:
         self.socket = directory / "vipd.sock"
         self.log = directory / "vipd.log"
         self._lab = lab
         self._process: subprocess.Popen[bytes] | None = None
         topology = lab.topology
+        named = ("--manifests", str(source)) if isinstance(source, Path) else tuple(source)
         self.arguments: tuple[str, ...] = (
-            *("run", "--mode", mode, "--manifests", str(manifests)),
+            *("run", "--mode", mode, *named),
             *("--node-name", topology.proxy_node),
             *("--cluster-cidr", ",".join(map(str, topology.pod_ranges))),
             *("--socket", str(self.socket)),

@@ -13,13 +13,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import Struct
 
+from vipd.bench import api_process
 from vipd.bench import sync_cluster as world
 from vipd.bench import sync_probe as probe
+from vipd.bench.api_process import ApiProcess
+from vipd.bench.api_store import Json
 from vipd.bench.lab import Lab, running
 from vipd.bench.lab_daemon import Daemon
 from vipd.bench.lab_errors import LabError
@@ -45,6 +49,7 @@ class Result(Struct, frozen=True):
     """Figures of one size. Memory is resident MB of the daemon and its children."""
 
     mode: str
+    source: str
     services: int
     endpoints: int
     start_seconds: float
@@ -65,20 +70,85 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done (0 to 1)."""
 
 
+class Written(Protocol):
+    """Where services are written, and the arguments that lead the daemon there."""
+
+    arguments: tuple[str, ...]
+
+    def put(self, name: str, items: list[Json]) -> float:
+        """Create or replace a service and its slice; return when by the monotonic clock."""
+
+    def remove(self, name: str, items: list[Json]) -> float:
+        """Delete them; return when."""
+
+
+class Folder:
+    """Manifests: one file for each service that changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.arguments: tuple[str, ...] = ("--manifests", str(folder))
+
+    def put(self, name: str, items: list[Json]) -> float:
+        """Replace a manifest in one step, as an editor or a sync tool does; return when."""
+        path = self._folder / f"{name}.json"
+        draft = path.with_suffix(".draft")
+        draft.write_bytes(world.listed(items))
+        start = time.monotonic()
+        draft.replace(path)
+        return start
+
+    def remove(self, name: str, items: list[Json]) -> float:
+        """Delete the manifest."""
+        start = time.monotonic()
+        (self._folder / f"{name}.json").unlink()
+        return start
+
+
+class Cluster:
+    """An API server."""
+
+    def __init__(self, server: ApiProcess) -> None:
+        self._server = server
+        self._written: dict[str, list[Json]] = {}
+        self.arguments: tuple[str, ...] = ("--kubeconfig", str(server.kubeconfig))
+
+    def put(self, name: str, items: list[Json]) -> float:
+        """Write what of the objects is new; return when the last of it was sent."""
+        before = self._written.get(name, [])
+        self._written[name] = items
+        return self._server.put([one for one in items if one not in before])
+
+    def remove(self, name: str, items: list[Json]) -> float:
+        """Delete both; return when the first of it was sent."""
+        return self._server.delete(self._written.pop(name, items))
+
+
 def measure(
-    services: int, endpoints: int, changes: int, progress: Progress, mode: str = "nftables"
+    services: int,
+    endpoints: int,
+    changes: int,
+    progress: Progress,
+    mode: str = "nftables",
+    source: str = "manifests",
 ) -> Result:
     """Run one size in namespaces of its own and return its figures."""
     with (
         running(f"vb{os.getpid()}") as lab,
         tempfile.TemporaryDirectory(prefix="vipd-bench-") as folder,
         _endpoints(lab),
+        ExitStack() as stack,
     ):
         manifests = Path(folder, "manifests")
         manifests.mkdir()
         progress("writing manifests", 0.0)
-        Path(manifests, "cluster.json").write_bytes(world.cluster(services, endpoints))
-        daemon = Daemon(lab, manifests, Path(folder), mode)
+        whole = manifests / "cluster.json"
+        whole.write_bytes(world.cluster(services, endpoints))
+        written: Written = Folder(manifests)
+        if source == "api":
+            served = api_process.serving(lab, "node", Path(folder), whole)
+            written = Cluster(stack.enter_context(served))
+        daemon = Daemon(lab, written.arguments, Path(folder), mode)
         daemon.arguments = (*daemon.arguments, "--service-cidr", str(world.SERVICE_RANGE))
         progress("starting", 0.0)
         with _started(lab, daemon) as process, _Memory(process.pid) as memory:
@@ -86,7 +156,7 @@ def measure(
             process.go()
             ready = lab.run("client-1", lambda: _all_answer(services, process.check))
             memory_start = memory.take_highest()
-            taken = lab.run("client-1", lambda: _changes(manifests, changes, progress))
+            taken = lab.run("client-1", lambda: _changes(written, changes, progress))
             memory_churn = memory.take_highest()
             memory_after = memory.now()
             # Of children that have ended their parent knows, of those that run it does not.
@@ -94,6 +164,7 @@ def measure(
     everything = [one for times in taken.values() for one in times]
     return Result(
         mode=mode,
+        source=source,
         services=services,
         endpoints=endpoints,
         start_seconds=round(ready - start, 3),
@@ -112,7 +183,7 @@ def _all_answer(services: int, alive: Callable[[], None]) -> float:
     return probe.until_all(sample, addresses, START_TIMEOUT_SECONDS, alive)
 
 
-def _changes(manifests: Path, count: int, progress: Progress) -> dict[str, list[float]]:
+def _changes(written: Written, count: int, progress: Progress) -> dict[str, list[float]]:
     """Make `count` changes of mixed kinds, one at a time; return milliseconds by kind."""
     taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
     pause = random.Random(count)
@@ -121,42 +192,32 @@ def _changes(manifests: Path, count: int, progress: Progress) -> dict[str, list[
         progress("changing", turn / count)
         # An idle moment of random length, so that no change meets the previous one at work.
         time.sleep(pause.uniform(0.03, 0.08))
-        start, seen = _change(manifests, kind, turn // len(KINDS))
+        start, seen = _change(written, kind, turn // len(KINDS))
         taken[kind].append((seen - start) * 1000)
     progress("changing", 1.0)
     return taken
 
 
-def _change(manifests: Path, kind: str, number: int) -> tuple[float, float]:
+def _change(written: Written, kind: str, number: int) -> tuple[float, float]:
     """Make one change to the service `number`; return when it was made and when it was seen."""
-    path = manifests / f"changed-{number}.json"
+    name = f"changed-{number}"
     address = world.changed_address(number)
     old = world.endpoint_address(4_000_000 + 2 * number)
     new = old + 1
     timeout = CHANGE_TIMEOUT_SECONDS
     match kind:
         case "new service":
-            start = _write(path, world.objects(path.stem, address, [old]))
+            start = written.put(name, world.objects(name, address, [old]))
             return start, probe.until(lambda outcome: outcome is not None, address, timeout)
         case "endpoint added":
-            start = _write(path, world.objects(path.stem, address, [old, new]))
+            start = written.put(name, world.objects(name, address, [old, new]))
             return start, probe.until(lambda outcome: outcome == str(new), address, timeout)
         case "endpoint removed":
-            start = _write(path, world.objects(path.stem, address, [new]))
+            start = written.put(name, world.objects(name, address, [new]))
             return start, probe.until_gone(str(old), address, timeout)
         case _:
-            start = time.monotonic()
-            path.unlink()
+            start = written.remove(name, world.objects(name, address, [new]))
             return start, probe.until_unanswered(address, timeout)
-
-
-def _write(path: Path, items: list[dict[str, object]]) -> float:
-    """Replace a manifest in one step, as an editor or a sync tool does; return when."""
-    draft = path.with_suffix(".draft")
-    draft.write_bytes(world.listed(items))
-    start = time.monotonic()
-    draft.replace(path)
-    return start
 
 
 @contextmanager

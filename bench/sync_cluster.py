@@ -5,6 +5,7 @@ Lives here: names, addresses and JSON of the generated objects. Pure.
 
 import json
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 SERVICE_RANGE = IPv4Network("10.96.0.0/16")
 ENDPOINT_RANGE = IPv4Network("10.128.0.0/9")
@@ -31,7 +32,7 @@ def endpoint_address(number: int) -> IPv4Address:
 
 def cluster(services: int, endpoints: int) -> bytes:
     """Return a List of so many services with so many endpoints each, one slice a service."""
-    items: list[dict[str, object]] = []
+    items: list[dict[str, Any]] = []
     for number in range(services):
         first = number * endpoints
         addresses = [endpoint_address(first + step) for step in range(endpoints)]
@@ -39,17 +40,15 @@ def cluster(services: int, endpoints: int) -> bytes:
     return listed(items)
 
 
-def listed(items: list[dict[str, object]]) -> bytes:
+def listed(items: list[dict[str, Any]]) -> bytes:
     """Return objects as one List."""
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}).encode()
 
 
-def objects(
-    name: str, address: IPv4Address, endpoints: list[IPv4Address]
-) -> list[dict[str, object]]:
+def objects(name: str, address: IPv4Address, endpoints: list[IPv4Address]) -> list[dict[str, Any]]:
     """Return a Service and its EndpointSlice, with what an API server fills in."""
     namespace = "bench"
-    service: dict[str, object] = {
+    service: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
@@ -73,7 +72,7 @@ def objects(
         },
         "status": {"loadBalancer": {}},
     }
-    one_slice: dict[str, object] = {
+    one_slice: dict[str, Any] = {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {

@@ -24,7 +24,7 @@ from vipd.proxy.errors import ControlError, DataplaneError
 from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.question import question
-from vipd.proxy.sources.manifests import ManifestSource
+from vipd.proxy.sources.protocol import Source
 from vipd.proxy.status import (
     DnsView,
     Status,
@@ -62,7 +62,7 @@ class Answers:
         sync: Sync,
         switching: Switching,
         departures: Departures,
-        source: ManifestSource,
+        source: Source,
         started: float,
         dns: DnsService,
     ) -> None:
@@ -104,6 +104,7 @@ class Answers:
             mode=serving.mode,
             node=self._sync.settings.node_name,
             manifests=self._config.manifests,
+            kubeconfig=None if self._config.manifests else self._config.kubeconfig,
             started=self._started,
             synced=serving.synced,
             services=len(sync.snapshot.services),
@@ -132,6 +133,7 @@ class Answers:
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
             dns_listen=tuple(map(str, self._dns.listens)),
             dns_elsewhere=tuple(map(str, self._dns.elsewhere)),
+            repairs=switching.repairs.view(),
             workers=tuple(map(worker, usage.workers)),
             workers_wanted=usage.wanted,
             dns=dns,
@@ -241,7 +243,11 @@ class Answers:
         services = self._sync.snapshot.services
 
         def made() -> Environment:
-            return environment(asked, services, self._source.pods() if asked.pod else {})
+            pods = self._source.pods() if asked.pod else {}
+            if pods is None:
+                why = "the daemon reads no Pods of the API server; say --namespace only"
+                raise ControlError(why)
+            return environment(asked, services, pods)
 
         return await asyncio.to_thread(made)
 

@@ -47,6 +47,7 @@ class Flags(Struct, frozen=True, kw_only=True):
 
     config: str | None = None
     manifests: tuple[str, ...] = ()
+    kubeconfig: str | None = None
     mode: str | None = None
     node_name: str | None = None
     node_ip: str | None = None
@@ -129,6 +130,8 @@ class VipdConfiguration(
     """Dataplane, or ``auto``, the default: the first that works on this host."""
     manifests: list[str] = []
     """Files and folders with manifests; relative to the current directory."""
+    kubeconfig: str = ""
+    """File that leads to the API server. Default without manifests: what a pod is given."""
     node_name: str | None = None
     """Default: the host name in lower case."""
     node_ips: list[str] = []
@@ -156,6 +159,8 @@ class Config(Struct, frozen=True, kw_only=True):
 
     mode: str
     manifests: tuple[str, ...]
+    kubeconfig: str
+    """Empty, and no manifests: as a pod of the cluster."""
     socket: str
     node: NodeSettings
     dataplane: DataplaneSettings = DataplaneSettings()
@@ -212,9 +217,11 @@ def checked(flags: Flags, told: VipdConfiguration) -> Config:
     masquerade_all = told.masquerade_all if flags.masquerade_all is None else flags.masquerade_all
     if not 0 <= told.masquerade_bit <= 31:
         raise ConfigError(f"{origin}: masqueradeBit", "must be between 0 and 31")
+    manifests, kubeconfig = _sources(origin, told, flags)
     return Config(
         mode=mode,
-        manifests=flags.manifests or tuple(told.manifests),
+        manifests=manifests,
+        kubeconfig=kubeconfig,
         socket=flags.socket if flags.socket is not None else told.socket,
         node=NodeSettings(
             node_name=node_name,
@@ -231,6 +238,19 @@ def checked(flags: Flags, told: VipdConfiguration) -> Config:
         dataplane=_dataplane(origin, told, flags),
         dns=dns,
     )
+
+
+def _sources(origin: str, told: VipdConfiguration, flags: Flags) -> tuple[tuple[str, ...], str]:
+    """Return manifests and kubeconfig, of which there is one; flags say which before the file."""
+    said = (flags.manifests, flags.kubeconfig or "")
+    if said == ((), ""):
+        said = (tuple(told.manifests), told.kubeconfig)
+        if all(said):
+            why = "does not go with manifests: there is one source"
+            raise ConfigError(f"{origin}: kubeconfig", why)
+    if all(said):
+        raise ConfigError("--kubeconfig", "does not go with --manifests: there is one source")
+    return said
 
 
 def _dataplane(origin: str, told: VipdConfiguration, flags: Flags) -> DataplaneSettings:

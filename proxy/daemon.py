@@ -32,7 +32,7 @@ from vipd.proxy.notify import notify, watchdog
 from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources.addresses import FollowedAddresses
-from vipd.proxy.sources.manifests import ManifestSource
+from vipd.proxy.sources.protocol import Source
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
 from vipd.proxy.unreplied import Unreplied
@@ -44,7 +44,7 @@ LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 log = structlog.get_logger()
 
 
-async def run(config: Config, source: ManifestSource, flags: Flags | None = None) -> None:
+async def run(config: Config, source: Source, flags: Flags | None = None) -> None:
     """Serve what the source says until SIGTERM or SIGINT.
 
     `flags` name the configuration file that is followed, if any. Raise ConfigError, SourceError or
@@ -55,8 +55,9 @@ async def run(config: Config, source: ManifestSource, flags: Flags | None = None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    await source.check()  # before anything is made
     if os.geteuid() != 0:
-        await choose(config)  # before anything is made
+        await choose(config)
     lock = instance.take()
     inherited = (lock.fileno(),)
     state_directory = Path(config.socket).parent
@@ -175,7 +176,7 @@ async def watchdog_forever() -> None:
     await asyncio.Event().wait()
 
 
-async def _following(sync: Sync, source: ManifestSource) -> None:
+async def _following(sync: Sync, source: Source) -> None:
     """Follow the source; once it has ended, keep serving what it said."""
     await sync.run(source.events())
     await asyncio.Event().wait()

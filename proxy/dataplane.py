@@ -55,6 +55,8 @@ class Dataplane:
         """What the kernel is known to have; None before the first commit and when in doubt."""
         self.rejected: dict[Key, DataplaneError] = {}
         self.synced = False
+        self.in_step = asyncio.Event()
+        """Set once everything that was shown has been committed for the first time."""
         self.syncs = 0
         self.failed_syncs = 0
         self.last_sync: LastSync | None = None
@@ -69,6 +71,7 @@ class Dataplane:
         self._pending_network: NodeNetwork | None = None
         self._arrived = asyncio.Event()
         self._questions: list[asyncio.Future[str]] = []
+        self._repairs: list[asyncio.Future[int]] = []
         self.given_up = asyncio.Event()
         """Set while the last commit was refused as a whole, and nothing changes that."""
         self._ending = False
@@ -113,9 +116,10 @@ class Dataplane:
         finally:
             if self._observation is not None:
                 self._observation.cancel()
-            for question in self._questions:
-                if not question.done():
-                    question.set_exception(UnknownResult(f"{self.mode} has stopped"))
+            waiting: list[asyncio.Future[Any]] = [*self._questions, *self._repairs]
+            for one in waiting:
+                if not one.done():
+                    one.set_exception(UnknownResult(f"{self.mode} has stopped"))
 
     async def differences(self) -> str:
         """Observe, and return as text what the kernel has otherwise than was committed.
@@ -126,6 +130,17 @@ class Dataplane:
         self._questions.append(question)
         self._arrived.set()
         return str(await question)
+
+    async def repair(self) -> int:
+        """Put right whatever the kernel has otherwise than it should; return how many objects.
+
+        Waits for as long as that is tried again and again.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._repairs.append(done)
+        self._doubt = True
+        self._arrived.set()
+        return int(await done)
 
     async def _answer(self) -> None:
         while self._questions:
@@ -212,12 +227,26 @@ class Dataplane:
 
     async def _commit_all(self, table: Table) -> _Done:
         """Observe the kernel and commit the difference to the whole table."""
+        repairs = list(self._repairs)
+        self._doubt = False  # whoever doubts from here on wants another look
+        try:
+            done = await self._commit_difference(table)
+        except DataplaneError:
+            self._doubt = True
+            raise
+        self._repairs = [one for one in self._repairs if one not in repairs]
+        for repair in repairs:
+            if not repair.done():
+                repair.set_result(done.objects)
+        return done
+
+    async def _commit_difference(self, table: Table) -> _Done:
         observation = self._observation or asyncio.ensure_future(self.driver.observe())
         self._observation = None
         observed = await observation
         table = self._table or table  # what was shown meanwhile
         # From here on only what changes is pending.
-        self._taken, self._doubt, self._pending, self._pending_network = True, False, {}, None
+        self._taken, self._pending, self._pending_network = True, {}, None
         servers = table.virtual_servers()
         nothing = self.compiler.compile((), table.network)
         if observed is None and self.compiler.portion is not None:
@@ -303,5 +332,6 @@ class Dataplane:
             "sync", mode=self.mode, changed=changed, objects=objects, ms=milliseconds, full=full
         )
         if not self.synced:
+            self.in_step.set()
             self.synced = True
             self._on_synced()

@@ -53,6 +53,21 @@ class DrainView(Struct, frozen=True):
     """The virtual servers with most of them."""
 
 
+class RepairView(Struct, frozen=True, kw_only=True):
+    """What others changed of the dataplane, and was put right again."""
+
+    count: int
+    """Since the start."""
+    at: float
+    """When the last was done, in seconds since the epoch."""
+    what: tuple[str, ...]
+    """The first of what was changed then."""
+    by: str
+    """Who it was, as far as it is known."""
+    waiting: dict[str, float] = {}
+    """Who goes on doing it, and how many seconds are waited before the next repair."""
+
+
 class DnsView(Struct, frozen=True, kw_only=True):
     """How the DNS server is. Numbers are those of all workers together, since they were started."""
 
@@ -79,6 +94,8 @@ class Status(Struct, frozen=True, kw_only=True):
     mode: str
     node: str
     manifests: tuple[str, ...]
+    kubeconfig: str | None = None
+    """File that leads to the API server; empty: what a pod is given; None: manifests."""
     started: float
     synced: bool
     """Whether everything that the source knew at the start has been programmed."""
@@ -117,6 +134,9 @@ class Status(Struct, frozen=True, kw_only=True):
     """Where the DNS server answers: ``ADDRESS:PORT``, IPv6 in brackets. Empty: there is none."""
     dns_elsewhere: tuple[str, ...] = ()
     """Those of them whose address is not the node's: no question comes there."""
+
+    repairs: RepairView | None = None
+    """None where nothing had to be put right since the start."""
 
     workers: tuple[WorkerView, ...] = ()
     """Processes that forward, those that take nothing new last; told to whoever asks for them."""
@@ -192,6 +212,14 @@ def dns_line(listens: Iterable[str], told: DnsView | None, elsewhere: Container[
     if told.restarts:
         words.append(f"{told.restarts} restarts")
     return "; ".join(words)
+
+
+def repair_lines(repairs: RepairView, now: float) -> Iterator[str]:
+    """Yield what people read of repairs."""
+    ago = f"{max(0.0, now - repairs.at):.0f} s ago"
+    yield f"{repairs.count}, the last {ago}: {repairs.what[0]}, by {repairs.by}"
+    for party, seconds in repairs.waiting.items():
+        yield f"{party or 'somebody'} goes on: the next repair waits for {seconds:.0f} s"
 
 
 def drain_lines(drains: Iterable[DrainView], now: float) -> Iterator[str]:

@@ -19,6 +19,7 @@ from vipd.proxy import record, switch
 from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.draining import Draining, now
 from vipd.proxy.errors import ControlError, DataplaneError, Unsupported
+from vipd.proxy.repair import Repair, Repairs
 from vipd.proxy.status import DrainView, SwitchReport
 from vipd.proxy.switch import Action, Drain, Event, Record
 from vipd.proxy.sync import Sync
@@ -73,7 +74,9 @@ class Switching:
         self._on_commit = on_commit
         self._prepare = prepare
         self._backends: dict[str, Backend] = {}
+        self.repairs = Repairs()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._guards: dict[str, asyncio.Task[None]] = {}
         self._switch: asyncio.Task[None] | None = None
         self._clearing: asyncio.Task[None] | None = None
         """Looks for what other modes left, once, at the start."""
@@ -111,7 +114,7 @@ class Switching:
             self._start(self.serving)
             await self._broken
         finally:
-            tasks = [*self._running.values(), *self.draining.stop()]
+            tasks = [*self._guards.values(), *self._running.values(), *self.draining.stop()]
             tasks += [one for one in (self._switch, self._clearing) if one is not None]
             for task in tasks:
                 task.cancel()
@@ -214,6 +217,9 @@ class Switching:
 
     def _start(self, dataplane: Dataplane) -> None:
         self._sync.add(dataplane)
+        also = None if dataplane.mode in WITH_SKELETON else self._skeleton.ensure
+        repair = Repair(dataplane, self.repairs, also)
+        self._guards[dataplane.mode] = self._spawn(repair.run())
         task = asyncio.ensure_future(dataplane.run())
         self._running[dataplane.mode] = task
         task.add_done_callback(lambda ended: self._ended(dataplane, ended))
@@ -228,6 +234,7 @@ class Switching:
     async def _stop(self, dataplane: Dataplane) -> None:
         """Let it end what it is committing, so that nothing of it comes after what follows."""
         self._sync.remove(dataplane)
+        self._guards.pop(dataplane.mode).cancel()
         task = self._running.pop(dataplane.mode)
         dataplane.finish()
         await asyncio.wait({task}, timeout=PATIENCE_SECONDS)

@@ -55,7 +55,7 @@ class Sync:
         """Show it nothing more."""
         self._dataplanes.remove(dataplane)
 
-    async def run(self, source: AsyncIterator[list[Event]]) -> None:
+    async def run(self, source: AsyncIterator[Sequence[Event]]) -> None:
         """Follow the source until it ends."""
         async for batch in source:
             self.take(batch)

@@ -5,12 +5,12 @@ Only the tables of objects.py are ever listed or changed.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import structlog
 
-from vipd.backends.nftables import probe
+from vipd.backends.nftables import probe, watching
 from vipd.backends.nftables.compile import Shared
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
@@ -18,6 +18,7 @@ from vipd.backends.nftables.pipeline import GENERATION, GENERATION_MASK, REFUSIN
 from vipd.backends.nftables.plan import NftPlan, Unit, discard, transaction
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.watching import Drift
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult
 from vipd.proxy.virtualserver import Key
 
@@ -41,6 +42,10 @@ class NftablesDriver:
         self._garbage: set[Shared] = set()
         self._order = asyncio.Lock()
         self._places = asyncio.Semaphore(AT_ONCE)
+
+    def drifts(self) -> AsyncIterator[Drift]:
+        """Yield changes of our tables that another process made."""
+        return watching.drifts()
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""

@@ -5,10 +5,12 @@ not: know what a transaction is about (driver.py, backends/skeleton.py).
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
@@ -26,6 +28,35 @@ _TRANSIENT = (
 """What errno texts say that the same transaction may work later."""
 PATIENCE_SECONDS = 300.0
 """How long one run of nft may take before it is killed; 250,000 elements take about 4 s."""
+
+
+class Runs:
+    """The last runs of nft by this process: the kernel's notifications name who made a change."""
+
+    def __init__(self) -> None:
+        self._processes: deque[int] = deque(maxlen=256)
+        self._starting = 0
+        self._started = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def starting(self) -> AsyncIterator[Callable[[int], None]]:
+        """Give what is to be called with the process id, as soon as that is known."""
+        self._starting += 1
+        try:
+            yield self._processes.append
+        finally:
+            self._starting -= 1
+            self._started.set()
+
+    async def include(self, *processes: int) -> bool:
+        """Whether one of these is a run of ours; of one that starts the id is waited for."""
+        while self._processes.count(processes[0]) == 0 and self._starting:
+            self._started.clear()
+            await self._started.wait()
+        return any(one in self._processes for one in processes)
+
+
+RUNS = Runs()
 
 
 class Nft:
@@ -73,15 +104,18 @@ class Nft:
             while left:
                 left = left[os.write(script, left) :]
             os.lseek(script, 0, os.SEEK_SET)
-            return await asyncio.create_subprocess_exec(
-                self.path or "nft",
-                *arguments,
-                stdin=script,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "LC_ALL": "C"},
-                pass_fds=self._inherited,
-            )
+            async with RUNS.starting() as started:
+                process = await asyncio.create_subprocess_exec(
+                    self.path or "nft",
+                    *arguments,
+                    stdin=script,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    env={**os.environ, "LC_ALL": "C"},
+                    pass_fds=self._inherited,
+                )
+                started(process.pid)
+            return process
         finally:
             os.close(script)
 

@@ -16,7 +16,7 @@ from vipd.proxy.config import Config, Flags
 from vipd.proxy.events import Event, Problem
 from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, fold
-from vipd.proxy.sources.manifests import ManifestSource
+from vipd.proxy.sources.protocol import Source
 
 _CONCERNED = ("manifests", "cluster_cidrs", "service_cidrs", "dns")
 """Fields of the configuration that mean something here."""
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 async def serve(
     config: Config,
-    source: ManifestSource,
+    source: Source,
     ready: Callable[[Sequence[Listen]], None] = lambda _: None,
     flags: Flags | None = None,
 ) -> None:
@@ -39,6 +39,7 @@ async def serve(
     `flags` name the configuration file that is followed, if any. Raise ConfigError where an address
     is taken, Busy or UnknownResult where no worker starts.
     """
+    await source.check()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

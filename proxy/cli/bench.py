@@ -38,8 +38,17 @@ def _output_options(command: F) -> F:
 )
 @click.option("--changes", default=200, show_default=True, help="Changes at each size.")
 @click.option("--mode", default="nftables", show_default=True, help="Dataplane to measure.")
+@click.option(
+    "--source",
+    type=click.Choice(["manifests", "api"]),
+    default="manifests",
+    show_default=True,
+    help="Where services come from: a folder, or an API server on the node.",
+)
 @_output_options
-def sync(sizes: str, changes: int, mode: str, as_json: bool, output: str | None) -> None:
+def sync(
+    sizes: str, changes: int, mode: str, source: str, as_json: bool, output: str | None
+) -> None:
     """Time from process start, and from a change, until packets see it; memory."""
     from vipd.bench.sync import measure
     from vipd.proxy.cli.output import print_table
@@ -50,7 +59,7 @@ def sync(sizes: str, changes: int, mode: str, as_json: bool, output: str | None)
     results = []
     for services, endpoints in wanted:
         with Stages(f"{mode} {services} × {endpoints}") as progress:
-            results.append(measure(services, endpoints, changes, progress, mode))
+            results.append(measure(services, endpoints, changes, progress, mode, source))
     if _told_as_json("sync", results, as_json, output):
         return
     print_table(

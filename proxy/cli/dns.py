@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vipd.proxy.cli.dns_query import query
-from vipd.proxy.cli.options import flags, json_option, socket_option
+from vipd.proxy.cli.options import flags, json_option, kubeconfig_option, socket_option
 from vipd.proxy.words import counted
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ dns.add_command(query)
     metavar="PATH",
     help="File or folder of manifests, or - for standard input once. Repeatable.",
 )
-@click.option("--kubeconfig", metavar="FILE", help="Not yet: follow a cluster's API server.")
+@kubeconfig_option
 @click.option(
     "--listen",
     "dns_listen",
@@ -70,7 +70,6 @@ dns.add_command(query)
 def serve(
     manifests: tuple[str, ...],
     more: tuple[str, ...],
-    kubeconfig: str | None,
     log_format: str,
     **told: Any,
 ) -> None:
@@ -86,21 +85,17 @@ def serve(
     from vipd.proxy import logs
     from vipd.proxy.config import load
     from vipd.proxy.errors import ConfigError
-    from vipd.proxy.sources.manifests import ManifestSource
+    from vipd.proxy.sources.chosen import source
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
-    if kubeconfig is not None:
-        raise ConfigError("--kubeconfig", "is not there yet; use --manifests")
     said = flags((*manifests, *more), **told)
     config = load(said)
-    if not config.manifests:
-        raise ConfigError("--manifests", "say where the manifests are, such as --manifests DIR")
     if not config.dns.listen:
         raise ConfigError("--listen", "say where to answer, such as --listen 127.0.0.1:5353")
     logs.configure(log_format)
-    source = ManifestSource(config.manifests)
-    asyncio.run(alone.serve(config, source, _tell_ready, said))
+    chosen = source(config, node=False)
+    asyncio.run(alone.serve(config, chosen, _tell_ready, said))
 
 
 @dns.command()

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 degraded.
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 
 import click
@@ -71,11 +72,29 @@ def cli() -> None:
     """
 
 
+def _may_ask_api_server(words: Sequence[str]) -> bool:
+    """Whether a command that stays may need TLS, as far as can be told before anything is read."""
+    if any(word.startswith("--kubeconfig") for word in words):
+        return True
+    if any(word.startswith(("--manifests", "-f")) for word in words):
+        return False
+    for flag, file in zip(words, (*words[1:], ""), strict=True):
+        path = flag.partition("=")[2] if flag.startswith("--config=") else file
+        if flag.partition("=")[0] == "--config":
+            try:
+                with open(path, "rb") as config:
+                    return b"manifests" not in config.read(1 << 20)
+            except OSError:
+                return False
+    return True
+
+
 def main() -> None:
     """Run the command line; every expected error is one sentence on standard error."""
     if any(sys.argv[1 : 1 + len(one)] == one for one in _STAYS):
-        lean.without_openssl()
         lean.without_rich()
+        if not _may_ask_api_server(sys.argv):
+            lean.without_openssl()
     try:
         try:
             cli.main(prog_name="vipd", standalone_mode=True)

@@ -45,6 +45,12 @@ _NODE_OPTIONS = [
         help="How mode ipvs chooses an endpoint where a Service does not say. Default: rr.",
     ),
 ]
+_KUBECONFIG_OPTION = click.option(
+    "--kubeconfig",
+    metavar="FILE",
+    help="Follow the API server that this file leads to. Default without manifests: in a pod, the"
+    " cluster's own.",
+)
 _DRAIN_OPTION = click.option(
     "--drain",
     metavar="TIME",
@@ -62,6 +68,11 @@ def node_options(command: F) -> F:
     for option in reversed(_NODE_OPTIONS):
         command = option(command)
     return command
+
+
+def kubeconfig_option(command: F) -> F:
+    """Add --kubeconfig."""
+    return _KUBECONFIG_OPTION(command)
 
 
 def drain_option(command: F) -> F:

@@ -42,7 +42,7 @@ def status(socket: str | None, as_json: bool) -> None:
 
 
 def _print_status(told: "object") -> None:
-    from vipd.proxy.status import Status, dns_line, drain_lines
+    from vipd.proxy.status import Status, dns_line, drain_lines, repair_lines
 
     if not isinstance(told, Status):
         raise TypeError(told)
@@ -52,7 +52,7 @@ def _print_status(told: "object") -> None:
         click.echo(f"chosen     {told.why_mode}")
     if told.switch is not None:
         click.echo(f"switch     {_switched(told.switch)}")
-    click.echo(f"source     {', '.join(told.manifests)}")
+    click.echo(f"source     {_source(told.manifests, told.kubeconfig)}")
     click.echo(
         f"serving    {counted(told.services, 'service')}, "
         f"{counted(told.virtual_servers, 'virtual server')}, "
@@ -81,6 +81,7 @@ def _print_status(told: "object") -> None:
         click.echo(f"no use for {', '.join(told.passed_over)}")
     for heading, lines in (
         ("draining", tuple(drain_lines(told.drains, time.time()))),
+        ("repaired", tuple(repair_lines(told.repairs, time.time())) if told.repairs else ()),
         ("note", told.notes),
         ("failing", (*((told.failure,) if told.failure else ()), *told.trouble)),
         ("not read", told.problems),
@@ -90,6 +91,12 @@ def _print_status(told: "object") -> None:
         for line in lines:
             click.echo(f"{heading:10} {printable(line)}")
     click.echo(f"health     {'degraded' if told.degraded else 'good'}")
+
+
+def _source(manifests: "Sequence[str]", kubeconfig: str | None) -> str:
+    if kubeconfig is None:
+        return ", ".join(manifests)
+    return f"the API server of {kubeconfig or 'this cluster'}"
 
 
 def _switched(report: "object") -> str:

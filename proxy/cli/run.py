@@ -4,7 +4,13 @@ from typing import Any
 
 import click
 
-from vipd.proxy.cli.options import drain_option, flags, node_options, socket_option
+from vipd.proxy.cli.options import (
+    drain_option,
+    flags,
+    kubeconfig_option,
+    node_options,
+    socket_option,
+)
 
 
 @click.command()
@@ -20,6 +26,7 @@ from vipd.proxy.cli.options import drain_option, flags, node_options, socket_opt
     metavar="ADDR:PORT",
     help="Answer the cluster's names there, over UDP and TCP. Repeatable. Default: nowhere.",
 )
+@kubeconfig_option
 @node_options
 @drain_option
 @socket_option
@@ -39,16 +46,13 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
 
     from vipd.proxy import daemon, logs
     from vipd.proxy.config import load
-    from vipd.proxy.errors import ConfigError
-    from vipd.proxy.sources.manifests import ManifestSource
+    from vipd.proxy.sources.chosen import source
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
     said = flags((*manifests, *more), **told)
     config = load(said)
-    if not config.manifests:
-        raise ConfigError("--manifests", "say where the manifests are, such as --manifests DIR")
     logs.configure(log_format)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
-    source = ManifestSource(config.manifests)
-    asyncio.run(daemon.run(config, source, said))
+    chosen = source(config)
+    asyncio.run(daemon.run(config, chosen, said))

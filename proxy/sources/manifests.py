@@ -65,6 +65,9 @@ class ManifestSource:
         """How many objects of kinds that are not read there are (``apps/v1 Deployment``)."""
         return self._reading.passed_over
 
+    async def check(self) -> None:
+        """Nothing is left to be said that was not when it was made."""
+
     def pods(self) -> dict[NamespacedName, Pod]:
         """Return the Pods by name: nothing else keeps them. May be asked from any thread."""
         return self._reading.pods()

@@ -276,6 +276,48 @@ async def test_doubt_means_observe_and_everything(rig: Rig, failure: DataplaneEr
     assert rig.dataplane.last_sync.full
 
 
+async def test_a_repair_looks_again_and_tells_how_much_was_wrong(rig: Rig) -> None:
+    await rig.start(1, 2)
+    objects = await rig.dataplane.repair()
+    assert rig.driver.observations == 2
+    assert objects == rig.dataplane.last_sync.objects > 0  # type: ignore[union-attr]
+    assert len(rig.driver.texts) >= 1
+
+
+async def test_damage_during_a_repair_is_another_repair(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.gate.clear()
+    first = asyncio.ensure_future(rig.dataplane.repair())
+    await rig.until(lambda: rig.driver.commits > 2)
+    second = asyncio.ensure_future(rig.dataplane.repair())
+    await settle()
+    observed = rig.driver.observations
+    rig.driver.gate.set()
+    await first
+    await second
+    assert rig.driver.observations == observed + 1
+
+
+@pytest.mark.parametrize("failure", [Busy("the lock"), UnknownResult("killed")], ids=str)
+async def test_a_repair_that_fails_is_tried_again(rig: Rig, failure: DataplaneError) -> None:
+    await rig.start(1)
+    rig.driver.failures = [failure]
+    observed = rig.driver.observations
+    async with asyncio.timeout(20):
+        await rig.dataplane.repair()
+    assert rig.driver.observations == observed + 2
+
+
+async def test_a_repair_that_is_not_to_be_had_says_so(rig: Rig) -> None:
+    await rig.start(1)
+    rig.driver.gate.clear()
+    repair = asyncio.ensure_future(rig.dataplane.repair())
+    await settle()
+    rig.task.cancel()
+    with pytest.raises(UnknownResult):
+        await repair
+
+
 async def test_a_rejected_one_is_told_until_it_is_accepted(rig: Rig) -> None:
     await rig.start(1)
     rig.driver.rejected = {key(2): Rejected("add", "no")}

@@ -1,0 +1,100 @@
+"""The API server as the daemon's source: all kinds side by side, one stream of events.
+
+Lives here: what runs side by side, and when everything that is needed has been listed.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+
+from vipd.proxy.errors import SourceError
+from vipd.proxy.events import Event, Kind, Problem, Synced
+from vipd.proxy.sources.kubernetes.api import Api
+from vipd.proxy.sources.kubernetes.credentials import Credentials
+from vipd.proxy.sources.kubernetes.following import Following, Tell, origin
+from vipd.proxy.sources.kubernetes.resources import Wanted, resources
+
+MOST_WAITING = 64
+"""Batches that wait to be taken; the connections wait then."""
+
+
+class KubernetesSource:
+    """What a cluster's API server says. `kubeconfig` None: as a pod of that cluster.
+
+    `node` is the name of the Node to follow, empty for none.
+    """
+
+    def __init__(self, kubeconfig: str | None, node: str, wanted: Wanted) -> None:
+        self._credentials = Credentials(kubeconfig, time.monotonic)
+        self._resources = resources(node, wanted)
+
+    def pods(self) -> None:
+        """They are not kept: there may be 150,000 of them."""
+
+    async def check(self) -> None:
+        """Raise ConfigError or SourceError if the credentials cannot be used at all.
+
+        That the server cannot be reached is none of it: it may come later.
+        """
+        await self._credentials.access()
+
+    @property
+    def passed_over(self) -> Counter[str]:
+        """Kinds that are not read: none, since only what is read is asked for."""
+        return Counter()
+
+    async def events(self) -> AsyncGenerator[Sequence[Event], None]:
+        """Yield what changed; Synced once everything that is needed has been listed."""
+        api = Api(self._credentials)
+        batches: asyncio.Queue[Sequence[Event]] = asyncio.Queue(MOST_WAITING)
+        unlisted = {one.kind for one in self._resources}
+
+        def telling(kind: Kind) -> Tell:
+            async def tell(events: Sequence[Event]) -> None:
+                nonlocal unlisted
+                told: list[Event] = [one for one in events if not isinstance(one, Synced)]
+                if unlisted and len(told) < len(events):
+                    unlisted = unlisted - {kind}
+                    if not unlisted:
+                        told.append(Synced())
+                if told:
+                    await batches.put(told)
+
+            return tell
+
+        tasks = {
+            asyncio.ensure_future(Following(api, one, telling(one.kind)).run())
+            for one in self._resources
+        }
+        try:
+            while True:
+                batch = asyncio.ensure_future(batches.get())
+                done, _ = await asyncio.wait({batch, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+                for ended in done - {batch}:
+                    batch.cancel()
+                    ended.result()  # they end by a bug only
+                yield batch.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await api.close()
+
+
+async def load(kubeconfig: str | None, node: str, wanted: Wanted) -> list[Event]:
+    """Return all that there is, for one-shot use; the last is Synced. Raise SourceError."""
+    source = KubernetesSource(kubeconfig, node, wanted)
+    await source.check()
+    failures = {origin(one) for one in resources(node, wanted) if one.needed}
+    told: list[Event] = []
+    async with contextlib.aclosing(source.events()) as batches:
+        async for events in batches:
+            told += events
+            for event in events:
+                if isinstance(event, Problem) and event.error and event.key in failures:
+                    raise SourceError(str(event.error))
+            if isinstance(told[-1], Synced):
+                break
+    return told

@@ -1,0 +1,138 @@
+"""Who is waited for before a repair, and what the kernel's notifications say."""
+
+import struct
+
+import pytest
+
+from vipd.backends.nftables.notified import MOST_TOLD, Notified, Transaction
+from vipd.backends.watching import Drift
+from vipd.proxy.repair import (
+    FORGIVEN_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    MOST_PARTIES,
+    PATIENT_REPAIRS,
+    Repairs,
+)
+from vipd.proxy.status import repair_lines
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_who_does_it_again_and_again_is_waited_for_longer_and_longer() -> None:
+    repairs = Repairs(Clock())
+    pauses = [repairs.pause("other") for _ in range(PATIENT_REPAIRS + 9)]
+    assert pauses == [0.0] * PATIENT_REPAIRS + [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert repairs.patience == {"other": 60}
+    assert repairs.pause("another") == 0.0
+
+
+def test_who_stops_is_forgiven() -> None:
+    clock = Clock()
+    repairs = Repairs(clock)
+    for _ in range(PATIENT_REPAIRS + 1):
+        repairs.pause("other")
+    clock.now += FORGIVEN_SECONDS / 2
+    assert repairs.pause("other") > 1
+    clock.now += FORGIVEN_SECONDS + LONGEST_PAUSE_SECONDS
+    assert repairs.pause("other") == 0.0
+    assert repairs.patience == {}
+
+
+def test_a_crowd_of_parties_is_bounded() -> None:
+    repairs = Repairs(Clock())
+    assert all(repairs.pause(f"party {number}") == 0 for number in range(MOST_PARTIES))
+    assert repairs.pause("one more") == LONGEST_PAUSE_SECONDS
+
+
+def test_what_was_repaired_is_counted() -> None:
+    repairs = Repairs(Clock())
+    assert repairs.view() is None
+    repairs.done(Drift(("table deleted ip vipd",), "nft", 7), 12)
+    told = repairs.view()
+    assert told is not None
+    (line,) = repair_lines(told, told.at + 3)
+    assert line == "1, the last 3 s ago: table deleted ip vipd, by nft (process 7)"
+
+
+# The messages as Linux 6.18 sends them, put together by hand: header, family, attributes.
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    text = struct.pack("=HH", 4 + len(value), kind) + value
+    return text + bytes(-len(text) % 4)
+
+
+def message(kind: int, *attributes: bytes, family: int = 2, port: int = 77) -> bytes:
+    body = bytes([family, 0, 0, 0]) + b"".join(attributes)
+    return struct.pack("=IHHII", 16 + len(body), 10 << 8 | kind, 0, 1, port) + body
+
+
+def named(kind: int, *names: str, family: int = 2) -> bytes:
+    found = [attribute(number, f"{name}\0".encode()) for number, name in enumerate(names, 1)]
+    return message(kind, *found, family=family)
+
+
+def end(process: int = 4242, name: str = "firewalld", port: int = 77) -> bytes:
+    return message(
+        15,
+        attribute(1, struct.pack(">I", 9)),
+        attribute(2, struct.pack(">I", process)),
+        attribute(3, f"{name}\0".encode()),
+        port=port,
+    )
+
+
+def read(*datagrams: bytes) -> list[Transaction]:
+    notified = Notified()
+    return [one for datagram in datagrams for one in notified.feed(datagram)]
+
+
+def test_a_change_of_ours_is_told_with_who_made_it() -> None:
+    (told,) = read(named(2, "vipd") + named(8, "vipd", "dispatch", family=10), end())
+    assert told == Transaction(
+        77,
+        4242,
+        "firewalld",
+        ("table deleted ip vipd", "rule deleted from ip6 vipd dispatch"),
+    )
+
+
+def test_what_others_do_with_their_own_touches_nothing() -> None:
+    first, second = read(named(2, "filter") + end(), named(12, "vipd", "services") + end())
+    assert first.touched == ()
+    assert second.touched == ("element added to ip vipd services",)
+
+
+def test_what_was_lost_is_not_put_together_with_what_comes() -> None:
+    notified = Notified()
+    assert list(notified.feed(named(2, "vipd"))) == []
+    notified.lost()
+    assert [one.touched for one in notified.feed(end())] == [()]
+
+
+def test_a_flood_is_told_by_its_beginning() -> None:
+    many = [named(8, "vipd", f"chain-{number}") for number in range(1000)]
+    (told,) = read(*many, end())
+    assert len(told.touched) == MOST_TOLD
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        b"",
+        b"x",
+        bytes(64),
+        message(2)[:-1],
+        message(2, b"\x01\x00\x01\x00"),
+        message(2, attribute(1, b"\xff\xfe")),
+        struct.pack("=IHHII", 0xFFFFFFFF, 10 << 8, 0, 0, 0) + bytes(8),
+    ],
+)
+def test_no_bytes_make_it_raise(datagram: bytes) -> None:
+    assert read(datagram) == []
+    assert read(datagram + end()) in ([], read(end()))
