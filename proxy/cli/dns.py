@@ -83,9 +83,9 @@ def serve(
 
     from vipd.dns.server import alone
     from vipd.proxy import logs
+    from vipd.proxy.cli.source import source
     from vipd.proxy.config import load
     from vipd.proxy.errors import ConfigError
-    from vipd.proxy.sources.chosen import source
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")

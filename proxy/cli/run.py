@@ -45,8 +45,8 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
     import asyncio
 
     from vipd.proxy import daemon, logs
+    from vipd.proxy.cli.source import source
     from vipd.proxy.config import load
-    from vipd.proxy.sources.chosen import source
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
