@@ -163,9 +163,10 @@ class UserspaceDriver:
 
     async def leftovers(self) -> Sequence[str]:
         """Return what `teardown` would remove, in its words. Changes nothing."""
-        words = [f"table {word} {TABLE}" for word in await self._tables()]
+        there = await self._nft.tables()
+        words = [f"table {word} {TABLE}" for word in FAMILY_WORD.values() if (word, TABLE) in there]
         words += [f"local route {one}" for one in await self._addresses()]
-        paths = await self._return_paths.observe()
+        paths = await self._return_paths.observe(there)
         words += [f"return path of transparent connections ({one})" for one in paths]
         words += self._sysctls.changed()
         await self._workers.find()
