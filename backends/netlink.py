@@ -1,7 +1,8 @@
 """A netlink socket that sends many messages at once and reads the answers later.
 
-Lives here: the transport for IPVS (generic netlink) and local routes (rtnetlink), and how messages
-are framed. Must not: know what they say. The calls block, but only for as long as the kernel works.
+Lives here: the transport for IPVS (generic netlink), local routes (rtnetlink) and the tables of
+nftables (nfnetlink), and how messages are framed. Must not: know what they say. The calls block,
+but only for as long as the kernel works.
 
 Each message's acknowledgement is matched to it by its sequence number. The kernel handles a message
 while it is sent, so a batch is limited by the receive buffer: one that overflows (ENOBUFS) has lost
@@ -28,7 +29,7 @@ _BUFFER = 1 << 20
 _LARGEST = 1 << 16
 """Bytes of one answer; the kernel makes none larger than 32 kB for a listing."""
 ADDRESS_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_GENERIC, _ROUTE = 16, 0
+_GENERIC, _NETFILTER, _ROUTE = 16, 12, 0
 _STRICT_CHECK = 12
 _SOL_NETLINK = 270
 
@@ -119,6 +120,11 @@ class Netlink:
 def routes() -> Netlink:
     """Return a socket of rtnetlink."""
     return Netlink(_ROUTE)
+
+
+def netfilter() -> Netlink:
+    """Return a socket of nfnetlink."""
+    return Netlink(_NETFILTER)
 
 
 def generic() -> Netlink:

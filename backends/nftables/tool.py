@@ -12,8 +12,7 @@ import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-import msgspec
-
+from vipd.backends.nftables import tables
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult, Unsupported
 
 INSTALL = "install Debian's package nftables (1.0.1 or newer)"
@@ -120,24 +119,10 @@ class Nft:
             os.close(script)
 
     async def tables(self) -> set[tuple[str, str]]:
-        """Return every table there is: (family word, name)."""
-        listing = await self.run(["--json", "list", "tables"])
-        return msgspec.json.decode(listing, type=_Listing).names()
-
-
-class _Listed(msgspec.Struct):
-    table: dict[str, str | int] | None = None
-
-
-class _Listing(msgspec.Struct):
-    nftables: list[_Listed]
-
-    def names(self) -> set[tuple[str, str]]:
-        return {
-            (str(one.table["family"]), str(one.table["name"]))
-            for one in self.nftables
-            if one.table is not None
-        }
+        """Return every table there is: (family word, name). Unsupported where nft is not there."""
+        if self.path is None:
+            raise Unsupported("nft is not there", INSTALL)
+        return tables.listed()
 
 
 def _error(code: int, operation: str, complaint: str) -> DataplaneError:

@@ -163,10 +163,9 @@ class UserspaceDriver:
 
     async def leftovers(self) -> Sequence[str]:
         """Return what `teardown` would remove, in its words. Changes nothing."""
-        there = await self._nft.tables()
-        words = [f"table {word} {TABLE}" for word in FAMILY_WORD.values() if (word, TABLE) in there]
+        words = [f"table {word} {TABLE}" for word in await self._tables()]
         words += [f"local route {one}" for one in await self._addresses()]
-        paths = await self._return_paths.observe(there)
+        paths = await self._return_paths.observe()
         words += [f"return path of transparent connections ({one})" for one in paths]
         words += self._sysctls.changed()
         await self._workers.find()

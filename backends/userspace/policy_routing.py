@@ -63,12 +63,9 @@ class ReturnPaths:
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
 
-    async def observe(self, there: Collection[tuple[str, str]] | None = None) -> dict[Family, str]:
-        """Return the mark of each family of which there is anything, or INCOMPLETE.
-
-        `there` are the tables where these are known: nft 1.0.6 reads the whole rule set for them.
-        """
-        there = await self._nft.tables() if there is None else there
+    async def observe(self) -> dict[Family, str]:
+        """Return the mark of each family of which there is anything, or INCOMPLETE."""
+        there = await self._nft.tables()
         routing = await asyncio.to_thread(_routing)
         found: dict[Family, str] = {}
         for family, word in FAMILY_WORD.items():

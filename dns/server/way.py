@@ -19,7 +19,7 @@ from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted, 
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.userspace.objects import ROUTE_PROTOCOL as USERSPACE_ROUTE_PROTOCOL
 from vipd.dns.settings import Listen
-from vipd.proxy.errors import DataplaneError, OutOfStep
+from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Address, Network
 
 TABLE = "inet vipd-dns"
@@ -101,13 +101,10 @@ async def is_untracked(listens: Sequence[Listen]) -> bool:
     nft = Nft()
     if nft.path is None:
         return True
-    # Not the list of all tables: nft 1.0.6 reads the whole rule set for it.
-    try:
-        text = (await nft.run(["list", "table", *TABLE.split()])).decode(errors="replace")
-    except OutOfStep:
-        return not listens
-    if not listens:
-        return False
+    has_table = await _has_table(nft)
+    if not listens or not has_table:
+        return not listens and not has_table
+    text = (await nft.run(["list", "table", *TABLE.split()])).decode(errors="replace")
     whole = text.count("notrack") == table(listens).count("notrack")
     return whole and all(f"{one.address} . {one.port}" in text for one in listens)
 

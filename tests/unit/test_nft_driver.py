@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vipd.backends.nftables import driver as driver_module
+from vipd.backends.nftables import tables
 from vipd.backends.nftables import tool as tool_module
 from vipd.backends.nftables.compile import Shared
 from vipd.backends.nftables.driver import NftablesDriver
@@ -195,36 +198,52 @@ async def test_nft_reads_exactly_the_plan(fake: Fake, tmp_path: Path) -> None:
     assert (tmp_path / "arguments").read_text() == "-f -\n"
 
 
-async def test_observe_lists_only_our_tables(fake: Fake, tmp_path: Path) -> None:
-    tables = ", ".join(
-        f'{{"table": {{"family": "{family}", "name": "{name}", "handle": 1}}}}'
-        for family, name in [
-            ("ip", "vipd"),
-            ("inet", "vipd"),
-            ("ip", "filter"),
-            ("ip6", "kube-proxy"),
-        ]
-    )
-    driver = fake(
-        'echo "$@" >> "$DIR/arguments"\n'
-        f"""if [ "$3" = tables ]; then echo '{{"nftables": [{{"metainfo": {{}}}}, {tables}]}}'; """
-        """else echo '{"nftables": []}'; fi"""
-    )
+async def test_observe_lists_only_our_tables(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {("ip", "vipd"), ("inet", "vipd"), ("ip", "filter"), ("ip6", "kube-proxy")}
+    monkeypatch.setattr(tables, "listed", lambda: there)
+    driver = fake('echo "$@" >> "$DIR/arguments"\necho \'{"nftables": []}\'')
     assert await driver.observe() is not None
-    assert (tmp_path / "arguments").read_text().splitlines() == [
-        "--json list tables",
-        "--json list table ip vipd",
-    ]
+    assert (tmp_path / "arguments").read_text() == "--json list table ip vipd\n"
 
 
-async def test_teardown_deletes_our_tables_and_says_so(fake: Fake, tmp_path: Path) -> None:
-    driver = fake(
-        """if [ "$3" = tables ]; then echo '{"nftables": ["""
-        """{"table": {"family": "ip6", "name": "vipd"}},"""
-        """{"table": {"family": "ip", "name": "strange"}}]}'; fi"""
-    )
-    assert await driver.teardown() == ["table ip6 vipd"]
+async def test_teardown_deletes_our_tables_and_says_so(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "listed", lambda: {("ip6", "vipd"), ("ip", "strange")})
+    assert await fake("").teardown() == ["table ip6 vipd"]
     assert scripts(tmp_path)[-1] == "delete table ip6 vipd"
+
+
+LISTED = """
+import subprocess
+from vipd.backends.nftables.tables import listed
+
+families = ("ip", "ip6", "inet", "arp", "bridge", "netdev")
+there = {(family, "vipd") for family in families}
+assert listed() == set()
+for family, name in there:
+    subprocess.run(["nft", "add", "table", family, name], check=True)
+assert listed() == there, listed()
+subprocess.run(["nft", "delete", "table", "ip", "vipd"], check=True)
+assert listed() == there - {("ip", "vipd")}
+"""
+
+
+@pytest.mark.netns
+def test_the_tables_that_the_kernel_has() -> None:
+    done = subprocess.run(
+        ["unshare", "-Urn", sys.executable, "-c", LISTED], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_capability_the_kernel_says_nothing() -> None:
+    script = "from vipd.backends.nftables.tables import listed\nlisted()"
+    command = ["setpriv", "--bounding-set=-net_admin", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "Unsupported: CAP_NET_ADMIN" in done.stderr
 
 
 async def test_busy_garbage_is_removed_by_a_later_commit(fake: Fake, tmp_path: Path) -> None:
