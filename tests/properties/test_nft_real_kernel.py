@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tests.properties.worlds import program_of, snapshot_of
 
 from vipd.backends.nftables.driver import NftablesDriver
 from vipd.backends.nftables.plan import expected, plan, plan_changes
+from vipd.bench import lab_netns
 from vipd.proxy.events import Event
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
@@ -28,23 +28,22 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NftablesDriver]:
-    """Return a driver whose nft runs in a network namespace of its own."""
-    name = f"vipd-test-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    wrapper: Path = tmp_path_factory.mktemp("nft") / "nft"
-    wrapper.write_text(f'#!/bin/sh\nexec ip netns exec {name} nft "$@"\n')
-    wrapper.chmod(0o755)
-    yield NftablesDriver(str(wrapper))
-    subprocess.run(["ip", "netns", "delete", name], check=True)
+def namespace() -> Iterator[Path]:
+    """Return the path of a network namespace that is this module's own."""
+    path = lab_netns.DIRECTORY / f"vipd-test-{os.getpid()}"
+    lab_netns.DIRECTORY.mkdir(exist_ok=True)
+    lab_netns.create(path, lambda: None)
+    yield path
+    lab_netns.delete(path)
 
 
 @settings(max_examples=10)
 @given(first=some.clusters(), later=some.batches, node=some.node_settings)
 def test_the_kernel_holds_what_was_planned(
-    driver: NftablesDriver, first: list[Event], later: list[list[Event]], node: NodeSettings
+    namespace: Path, first: list[Event], later: list[list[Event]], node: NodeSettings
 ) -> None:
     async def do() -> None:
+        driver = NftablesDriver()
         await driver.teardown()
         snapshot = snapshot_of(first)
         table = resolve(snapshot, node)
@@ -60,4 +59,4 @@ def test_the_kernel_holds_what_was_planned(
             assert observed == expected(program)
             assert not plan(observed, program_of(table))[0]
 
-    asyncio.run(do())
+    lab_netns.inside(namespace, lambda: asyncio.run(do()))

@@ -4,45 +4,24 @@ Lives here: what tests need that ask the real kernel what it does to a modelled 
 know what is right.
 """
 
-import ctypes
 import os
 import socket
 import struct
 import subprocess
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
-from typing import TypeVar
 
 from tests.properties import strategies as some
 from tests.properties.statements import Packet
 
+from vipd.bench import lab_netns
 from vipd.proxy.names import Family
 
-T = TypeVar("T")
 INTERFACES = ("eth0", "cni0", "cni")
-_CLONE_NEWNET = 0x40000000
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "ipv6-icmp": 58}
 _SYN, _ACK = 0x02, 0x10
 _NODE_MAC = "02:00:00:00:00:01"
-
-
-def inside(name: str, do: Callable[[], T]) -> T:
-    """Return what `do` returns, run by a thread in a network namespace."""
-    found: list[T] = []
-
-    def run() -> None:
-        with open(f"/run/netns/{name}") as namespace:
-            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        found.append(do())
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 class Node:
@@ -70,8 +49,12 @@ class Node:
                 self.run("ip", "address", "add", f"{address}/{address.max_prefixlen}",
                          "dev", "eth0", *(["nodad"] if family is Family.IPV6 else []))  # fmt: skip
             self.run("ip", f"-{int(family)}", "route", "add", "default", "dev", "eth0")
-        self._links = inside(self.world, lambda: {link: _link(link) for link in INTERFACES})
-        self._raw = inside(self.name, lambda: {family: _raw(family) for family in Family})
+        self._links = lab_netns.inside(
+            lab_netns.DIRECTORY / self.world, lambda: {link: _link(link) for link in INTERFACES}
+        )
+        self._raw = lab_netns.inside(
+            lab_netns.DIRECTORY / self.name, lambda: {family: _raw(family) for family in Family}
+        )
 
     def run(self, *command: str, text: str = "") -> str:
         """Run a command in the node's namespace and return what it printed."""
