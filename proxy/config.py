@@ -22,8 +22,10 @@ from vipd.proxy.errors import ConfigError
 from vipd.proxy.model import SCHEDULERS
 from vipd.proxy.names import Address, Network, family_of, parse_address, parse_network
 from vipd.proxy.settings import (
+    ConntrackSettings,
     DataplaneSettings,
     DetectLocal,
+    HttpSettings,
     IpvsSettings,
     NodeSettings,
     UserspaceSettings,
@@ -165,6 +167,11 @@ class Config(Struct, frozen=True, kw_only=True):
     node: NodeSettings
     dataplane: DataplaneSettings = DataplaneSettings()
     dns: DnsSettings = DnsSettings()
+    conntrack: ConntrackSettings | None = None
+    """None: connection tracking is left as it is."""
+    http: HttpSettings = HttpSettings()
+    oom_score_adjust: int | None = None
+    """What this process has as oom_score_adj; None: as it was started."""
 
 
 def load(flags: Flags) -> Config:

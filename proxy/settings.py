@@ -62,6 +62,41 @@ class DataplaneSettings(Struct, frozen=True, kw_only=True):
     nothing else, and what a dataplane that was left needs for its old flows."""
 
 
+class ConntrackSettings(Struct, frozen=True, kw_only=True):
+    """What connection tracking is set to at a start; kube-proxy's ``conntrack`` section.
+
+    0 leaves what the kernel has.
+    """
+
+    max_per_core: int = 32768
+    """Most entries of the table, for each processor."""
+    min: int = 131072
+    """Most entries of the table at least, however few processors there are."""
+    tcp_established_seconds: int = 86400
+    """How long an idle TCP connection is kept."""
+    tcp_close_wait_seconds: int = 3600
+    """How long a TCP connection is kept that one side has closed."""
+    tcp_be_liberal: bool = False
+    """Take packets outside of the TCP window for valid."""
+    udp_seconds: int = 0
+    """How long an UDP flow without an answer is kept."""
+    udp_stream_seconds: int = 0
+    """How long an idle UDP flow with answers is kept."""
+
+
+class HttpSettings(Struct, frozen=True, kw_only=True):
+    """Where the daemon answers over HTTP; addresses and ports as kube-proxy's defaults."""
+
+    healthz: tuple[Address, int] | None = None
+    """Where /healthz and /livez answer; None: nowhere."""
+    metrics: tuple[Address, int] | None = None
+    """Where /metrics, /proxyMode, /configz, /statusz and /flagz answer; None: nowhere."""
+    must_bind: bool = False
+    """End where one of them cannot be listened on, instead of trying again."""
+    counts_endpoints: bool = True
+    """Whether /metrics has new connections for each service and endpoint."""
+
+
 class NodeSettings(Struct, frozen=True, kw_only=True):
     """Settings of one node; everything that `resolve` needs beside the snapshot."""
 
