@@ -9,9 +9,11 @@ import select
 import signal
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.netns.cluster import DEADLINE_SECONDS, Cluster
+from tests.netns.cluster import DEADLINE_SECONDS, Cluster, until
 
 Name = tuple[str, int]
 """Address and port of a socket."""
@@ -94,6 +96,17 @@ def is_stopped(process: int) -> bool:
     """Whether a process has obeyed SIGSTOP."""
     text = Path(f"/proc/{process}/stat").read_text()
     return text.rpartition(") ")[2].startswith("T")
+
+
+@contextmanager
+def frozen(process: int) -> Iterator[None]:
+    """Let a process stand still for a while."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        until(lambda: is_stopped(process), "it stands still")
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def end(process: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.netns.cluster import CLI, LOCAL, TCP4, TCP6, Cluster, Served, until
+from tests.netns.processes import frozen
 
 from vipd.proxy.control import read
 from vipd.proxy.errors import ControlError, VipdError
@@ -94,9 +95,11 @@ class TestPlan:
         assert str(served.address) in told.stdout
         assert "10.244.1.22 . 9000" in told.stdout
         assert str(other.address) not in told.stdout
-        # It is a dry run: the kernel takes the text, and does what it says.
-        cluster.nft("-f", "-", input=told.stdout)
-        assert served.outcome("client-1") == "web-2 saw client-1"
+        # It is a dry run: the kernel takes the text, and does what it says. The daemon would take
+        # it back at once.
+        with frozen(cluster.status().pid):
+            cluster.nft("-f", "-", input=told.stdout)
+            assert served.outcome("client-1") == "web-2 saw client-1"
 
     def test_settings_given_beside_a_daemon_are_said_to_be_of_no_use(
         self, cluster: Cluster

@@ -44,6 +44,8 @@ def test_connections_outlive_restarts_that_change_the_setting(cluster: Cluster) 
     served, other = cluster.serve(TCP4, LOCAL), cluster.serve(TCP6, LOCAL)
     whole = return_paths(cluster)
     assert len(whole) == 6
+    # What is left of an earlier connection may have the port that the client gets now.
+    cluster.lab.exec("node", ["conntrack", "-F"], check=True)
     client = cluster.lab.node("client-1").ipv4
     with held(cluster, "client-1", served.address) as old:
         assert old.who() == LOCAL
