@@ -90,6 +90,11 @@ class ApiServer:
         path, namespace, name = _parts(request.path)
         collection = self.store.collections.get(path)
         if collection is None:
+            if request.method == "GET" and any(
+                one.startswith(f"{path}/") for one in self.store.collections
+            ):
+                told = {"kind": "APIResourceList", "groupVersion": path.removeprefix("/apis/")}
+                return web.json_response(told)
             return failure(404, "NotFound", "the server could not find the requested resource")
         if request.method == "GET" and not name:
             if request.query.get("watch") in ("true", "1"):
@@ -272,7 +277,7 @@ def _parts(path: str) -> tuple[str, str, str]:
 async def _object(
     request: web.Request, collection: Collection, namespace: str, name: str
 ) -> web.Response:
-    """Create, replace, return or delete one object."""
+    """Create, replace, change, return or delete one object."""
     key = (namespace if collection.namespaced else "", name)
     if request.method in ("POST", "PUT"):
         thing: Json = await request.json()
@@ -289,7 +294,16 @@ async def _object(
         return web.json_response(thing, status=201 if request.method == "POST" else 200)
     if key not in collection.objects:
         return failure(404, "NotFound", f"{name} not found")
+    if request.method == "PATCH":
+        return web.json_response(collection.patch(*key, await _merge_patch(request)))
     if request.method == "DELETE":
         collection.delete(*key)
         return web.json_response({"kind": "Status", "apiVersion": "v1", "status": "Success"})
     return web.Response(body=collection.objects[key].text, content_type="application/json")
+
+
+async def _merge_patch(request: web.Request) -> Json:
+    if request.content_type != "application/merge-patch+json":
+        raise web.HTTPUnsupportedMediaType
+    change: Json = await request.json()
+    return change
