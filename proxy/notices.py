@@ -23,8 +23,8 @@ FAILING_SECONDS = 60.0
 """A dataplane that fails for less is not told of: it is tried again meanwhile."""
 MOST_HOLDING = 256
 """Notices that are kept at once; further ones wait until some hold no more."""
-_RULE = "goes before it (the older one does, of two of one age the first by name)"
 _API_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
+__API_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
 
 
 class Seen(Struct, frozen=True, kw_only=True):
@@ -67,15 +67,18 @@ def holding(seen: Seen, failing_seconds: float) -> Iterator[Notice]:
 
 
 def _lost(conflict: Conflict) -> Iterator[Notice]:
+    reason: str = conflict.why
     for loser in dict.fromkeys(one.service for one in conflict.losers):
         winner = conflict.winner.service
-        if winner == loser:
-            continue  # two ports of one service: the API server refuses that
-        who = f"service {winner.name}" if winner.namespace == loser.namespace else "another service"
-        why = f"{conflict.key} is not served for this service: {who} claims it too and {_RULE}"
-        yield on_service(
-            loser.namespace, loser.name, "AddressConflict", "Resolve", why, shared=True
-        )
+        if winner != loser:  # else two ports of one service: the API server refuses that
+            who = "another service"
+            if winner.namespace == loser.namespace:
+                who = f"service {winner.name}"
+            why = f"{conflict.key} is not served for this service: {who} {reason} and has it"
+            yield on_service(
+                loser.namespace, loser.name, "AddressConflict", "Resolve", why, shared=True
+            )
+        reason = "goes before it"  # what is known is why the first loser lost
 
 
 def _malformed(error: ManifestError) -> Iterator[Notice]:

@@ -84,7 +84,7 @@ class Known:
         if name in self._malformed:
             self._malformed.discard(name)
             events.append(Problem(self._key(name), None))
-        # A slice of host names is not read; it may have been one of addresses.
+        # A slice of host names or of no service is not read; it may have been another one.
         events.append(Deleted(self._kind, name) if thing is None else Applied(thing))
         return events
 
