@@ -24,7 +24,6 @@ FAILING_SECONDS = 60.0
 MOST_HOLDING = 256
 """Notices that are kept at once; further ones wait until some hold no more."""
 _API_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
-__API_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
 
 
 class Seen(Struct, frozen=True, kw_only=True):

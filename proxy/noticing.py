@@ -5,6 +5,7 @@ commit: nothing calls it, it looks by itself.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -41,7 +42,10 @@ class Noticing:
         self._looked_for_left: float | None = None
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Look when everything is programmed, or soon, and then until cancelled."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._switching.serving.in_step.wait()
         while True:
             await self._look_for_leftovers(time.monotonic())
             self.look(time.monotonic())
@@ -81,7 +85,7 @@ class Noticing:
     async def _look_for_leftovers(self, now: float) -> None:
         """Look once when everything is programmed, and as long as there are some, now and then."""
         looked = self._looked_for_left
-        if not self._started or (looked is not None and not self._left):
+        if not self._switching.serving.synced or (looked is not None and not self._left):
             return
         if looked is not None and now - looked < AGAIN_SECONDS:
             return

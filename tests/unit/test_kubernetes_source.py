@@ -191,6 +191,19 @@ async def test_a_malformed_object_is_named_and_keeps_its_last_form(
     assert follower.problems == {}
 
 
+async def test_what_is_left_out_of_an_object_is_named_and_the_rest_served(
+    api: ApiServer, follow: Follow
+) -> None:
+    api.store.put(service("web", externalIPs=["203.0.113.1", "203.0.113"]))
+    follower = await follow(url(api))
+    await follower.until(lambda: follower.synced)
+    (told,) = follower.problems.values()
+    assert "Service shop/web: spec.externalIPs[1]" in told
+    assert len(follower.snapshot.services[name("shop/web")].external_ips) == 1
+    api.store.put(service("web"))
+    await follower.until(lambda: not follower.problems)
+
+
 @pytest.mark.parametrize(
     ("thing", "says"),
     [
