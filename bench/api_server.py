@@ -98,14 +98,12 @@ class ApiServer:
             return failure(404, "NotFound", "the server could not find the requested resource")
         if request.method == "GET" and not name:
             if request.query.get("watch") in ("true", "1"):
-                return await self._watch(request, collection)
-            return self._list(request, collection)
+                return await self._watch(request, collection, namespace)
+            return self._list(request, collection, namespace)
         return await _object(request, collection, namespace, name)
 
-    def _list(self, request: web.Request, collection: Collection) -> web.Response:
-        meant = selector(
-            request.query.get("labelSelector", ""), request.query.get("fieldSelector", "")
-        )
+    def _list(self, request: web.Request, collection: Collection, namespace: str) -> web.Response:
+        meant = _meant(request, namespace)
         version, after = self.store.version, ("", "")
         if token := request.query.get("continue"):
             try:
@@ -140,14 +138,16 @@ class ApiServer:
         response.enable_compression()
         return response
 
-    async def _watch(self, request: web.Request, collection: Collection) -> web.StreamResponse:
+    async def _watch(
+        self, request: web.Request, collection: Collection, namespace: str
+    ) -> web.StreamResponse:
         query = request.query
         initial = query.get("sendInitialEvents") == "true"
         if "resourceVersionMatch" in query and not (initial and self.watch_list):
             return failure(
                 422, "Invalid", "resourceVersionMatch: Forbidden: is forbidden for watch"
             )
-        meant = selector(query.get("labelSelector", ""), query.get("fieldSelector", ""))
+        meant = _meant(request, namespace)
         version = int(query.get("resourceVersion") or 0)
         if version > self.store.version:
             return failure(504, "Timeout", f"Too large resource version: {version}")
@@ -239,6 +239,14 @@ def failure(code: int, reason: str, message: str, **headers: str) -> web.Respons
         "code": code,
     }
     return web.json_response(told, status=code, headers=headers)
+
+
+def _meant(request: web.Request, namespace: str) -> Callable[[Kept], bool]:
+    """Return what a list or watch, of one namespace perhaps, selects."""
+    fields = request.query.get("fieldSelector", "")
+    if namespace:
+        fields = f"{fields},metadata.namespace={namespace}"
+    return selector(request.query.get("labelSelector", ""), fields)
 
 
 def _event(kind: str, kept: Kept) -> bytes:

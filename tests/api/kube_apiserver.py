@@ -144,7 +144,7 @@ class KubeApiserver:
             {
                 "apiGroups": ["", "events.k8s.io"],
                 "resources": ["events"],
-                "verbs": ["create", "patch", "update"],
+                "verbs": ["create", "patch"],
             },
         ]
         root = "/apis/rbac.authorization.k8s.io/v1"

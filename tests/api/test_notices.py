@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 from tests.api.clusters import ApiCluster, Ours
 from tests.api.follower import DEADLINE_SECONDS, Follower
 
@@ -13,6 +14,7 @@ from vipd.bench.api_server import failure
 from vipd.bench.api_store import Json
 from vipd.proxy.notice import Notice, Subject, health_check_port_failed, on_node, on_service
 from vipd.proxy.sources.kubernetes import notice_rates, notice_writer
+from vipd.proxy.sources.kubernetes.notice_wire import CORE
 from vipd.proxy.sources.kubernetes.source import KubernetesSource
 
 MakeSource = Callable[..., KubernetesSource]
@@ -134,6 +136,24 @@ async def test_long_and_strange_texts_are_taken(
     assert len(event["note"].encode()) <= 1024
 
 
+async def test_events_of_core_v1_are_taken(
+    cluster: ApiCluster, telling: KubernetesSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telling._notices, "_version", CORE)
+    telling.tell(PORT)
+    telling.tell(PORT)
+    telling.tell(STARTED)
+    await until(lambda: telling.notices.written == 3)
+    path = "/api/v1/namespaces/shop/events"
+    (event,) = [
+        one
+        for one in (await cluster.ask("GET", path))["items"]
+        if one["reportingComponent"] == "vipd"
+    ]
+    assert (event["message"], event["count"]) == (PORT.text, 2)
+    await cluster.ask("DELETE", f"{path}/{event['metadata']['name']}")
+
+
 # What only a server that can be told to fail shows.
 
 
@@ -165,10 +185,12 @@ async def test_who_may_not_write_does_not_ask_again(
     faults: Ours, telling: KubernetesSource
 ) -> None:
     faults.server.faults.append(answering(403, "Forbidden", 'events is forbidden: User "vipd"'))
-    for number in range(10):
-        telling.tell(on_node("node-1", "SwitchFailed", "Switch", f"why {number}"))
-    await until(lambda: telling.notices.failed == 10)
+    with capture_logs() as logged:
+        for number in range(10):
+            telling.tell(on_node("node-1", "SwitchFailed", "Switch", f"why {number}"))
+        await until(lambda: telling.notices.failed == 10)
     assert len(posts(faults)) == 1
+    assert len([one for one in logged if one["event"] == "events are not written"]) == 1
 
 
 async def test_a_namespace_that_ends_is_no_refusal(faults: Ours, telling: KubernetesSource) -> None:

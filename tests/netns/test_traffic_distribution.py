@@ -32,30 +32,22 @@ def place(cluster: Cluster) -> Iterator[Place]:
     put(None)
 
 
-def hinted(
-    served: Served,
-    pod: str,
-    *zones: str,
-    nodes: tuple[str, ...] = (),
-    **conditions: bool,
-) -> Manifest:
-    hints: dict[str, object] = {}
-    if zones:
-        hints["forZones"] = [{"name": one} for one in zones]
-    if nodes:
-        hints["forNodes"] = [{"name": one} for one in nodes]
+def hinted(served: Served, pod: str, node: str = "", /, **conditions: bool) -> Manifest:
+    hints = {"forZones": [{"name": IN_ZONE[pod]}]}
+    if node:
+        hints["forNodes"] = [{"name": node}]
     return {**served.endpoint(pod, **conditions), "zone": IN_ZONE[pod], "hints": hints}
 
 
 def close(served: Served, *pods: str, **conditions: bool) -> list[Manifest]:
     """Endpoints as PreferClose and PreferSameZone have them: each for its own zone."""
-    return [hinted(served, pod, IN_ZONE[pod], **conditions) for pod in pods]
+    return [hinted(served, pod, **conditions) for pod in pods]
 
 
 def same_node(served: Served, *pods: str) -> list[Manifest]:
     """Endpoints as PreferSameNode has them: each for its own node, else its own zone."""
     nodes = {pod: served.cluster.lab.node(pod).node or "" for pod in pods}
-    return [hinted(served, pod, IN_ZONE[pod], nodes=(nodes[pod],)) for pod in pods]
+    return [hinted(served, pod, nodes[pod]) for pod in pods]
 
 
 def met(served: Served) -> set[str]:
