@@ -105,3 +105,12 @@ class Follower:
         """The addresses of a service's endpoints."""
         slices = self.snapshot.slices.get(name(text), ())
         return tuple(str(one.address) for each in slices for one in each.endpoints)
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Ask again and again until it is so."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            if is_so():
+                return
+            await asyncio.sleep(0.02)

@@ -1,6 +1,5 @@
 """Notices become Events that an API server takes, ours and the real one."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -8,7 +7,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 from tests.api.clusters import ApiCluster, Ours
-from tests.api.follower import DEADLINE_SECONDS, Follower
+from tests.api.follower import Follower, until
 
 from vipd.bench.api_server import failure
 from vipd.bench.api_store import Json
@@ -37,15 +36,6 @@ async def telling(cluster: ApiCluster, source: MakeSource) -> AsyncIterator[Kube
 async def events(cluster: ApiCluster, namespace: str = "shop") -> list[Json]:
     found = await cluster.listed("Event", namespace)
     return [one for one in found if one.get("reportingController") == "vipd"]
-
-
-async def until(is_so: Callable[[], Awaitable[bool] | bool]) -> None:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            found = is_so()
-            if found if isinstance(found, bool) else await found:
-                return
-            await asyncio.sleep(0.02)
 
 
 async def test_a_service_gets_an_event(cluster: ApiCluster, telling: KubernetesSource) -> None:

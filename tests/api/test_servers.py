@@ -4,11 +4,13 @@ The real one is kube-apiserver with etcd, where their binaries are found (kube_a
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from tests.api.clusters import BAD_TOKEN, GOOD_TOKEN, ApiCluster
-from tests.api.follower import Follower, endpoint_slice, name, service
+from tests.api.follower import Follower, endpoint_slice, name, service, until
 
 from vipd.proxy.events import Applied, Deleted, Kind
 from vipd.proxy.sources.kubernetes import following
@@ -94,6 +96,26 @@ async def test_a_cut_watch_goes_on_where_it_was(cluster: ApiCluster, follow: Fol
     assert cluster.relay.cut() > 0
     await cluster.put(service("more", "10.96.0.11"))
     await follower.has("shop/web", "shop/more")
+    assert not any(isinstance(one, Deleted) for one in follower.events)
+
+
+async def test_a_watch_that_the_server_ends_goes_on_where_it_was(
+    cluster: ApiCluster, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "WATCH_SECONDS", 1)
+    with capture_logs() as logged:
+        follower = await follow()
+        await follower.until(lambda: follower.synced)
+
+        def has_ended(times: int) -> bool:
+            told = [one["what"] for one in logged if "watch ended" in str(one.get("why"))]
+            return told.count("services") >= times
+
+        for number in range(2):
+            await until(partial(has_ended, number + 1))
+            await cluster.put(service(f"more-{number}", f"10.96.0.{20 + number}"))
+        await follower.has("shop/web", "shop/more-0", "shop/more-1")
+    assert not [one for one in logged if one["event"] == "list again"]
     assert not any(isinstance(one, Deleted) for one in follower.events)
 
 
