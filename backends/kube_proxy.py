@@ -170,6 +170,27 @@ def set_name(family: Family, name: str) -> str:
     return f"KUBE-6-{name.removeprefix('KUBE-')}"[:LONGEST_NAME]
 
 
+async def at_a_glance() -> tuple[str, ...]:
+    """Return what says that kube-proxy is or was here, in words; `remove` finds all of it.
+
+    A look at the rules that lead to its chains, its tables and its device. Loads nothing.
+    """
+    found: list[str] = []
+    xtables = Xtables()
+    for variant in Variant:
+        for family in Family:
+            if xtables.has(family, variant):
+                where = f"{program(variant, family)} nat"
+                left = in_table("nat", await xtables.save(family, "nat", variant))
+                found += [f"{where} rule {rule[3:]}" for rule in left.jumps]
+    outcome = Outcome()
+    await _remove_tables(outcome, Nft(), dry_run=True)
+    found += outcome.removed
+    if _index() is not None:
+        found.append(f"interface {DEVICE}")
+    return tuple(found)
+
+
 async def remove(*, dry_run: bool) -> Outcome:
     """Remove what kube-proxy left, or only say what that would be. Idempotent.
 

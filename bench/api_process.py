@@ -51,7 +51,16 @@ class ApiProcess:
         """Delete objects; return when the first was sent."""
         return min(self._ask("DELETE", _path(thing)) for thing in things)
 
+    def get(self, path: str) -> Json:
+        """Return what a path says. Raise LabError."""
+        found: Json = json.loads(self._asked("GET", path)[1])
+        return found
+
     def _ask(self, method: str, path: str, body: bytes | None = None) -> float:
+        return self._asked(method, path, body)[0]
+
+    def _asked(self, method: str, path: str, body: bytes | None = None) -> tuple[float, bytes]:
+        """Return when it was sent, and the answer."""
         connection = _UnixConnection(str(self.socket))
         try:
             connection.connect()
@@ -63,7 +72,7 @@ class ApiProcess:
             connection.close()
         if response.status >= 300:
             raise LabError(f"API server: {method} {path}: {response.status} {said[:200]!r}")
-        return sent
+        return sent, said
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -90,17 +90,20 @@ class ApiServer:
         path, namespace, name = _parts(request.path)
         collection = self.store.collections.get(path)
         if collection is None:
+            if request.method == "GET" and any(
+                one.startswith(f"{path}/") for one in self.store.collections
+            ):
+                told = {"kind": "APIResourceList", "groupVersion": path.removeprefix("/apis/")}
+                return web.json_response(told)
             return failure(404, "NotFound", "the server could not find the requested resource")
         if request.method == "GET" and not name:
             if request.query.get("watch") in ("true", "1"):
-                return await self._watch(request, collection)
-            return self._list(request, collection)
+                return await self._watch(request, collection, namespace)
+            return self._list(request, collection, namespace)
         return await _object(request, collection, namespace, name)
 
-    def _list(self, request: web.Request, collection: Collection) -> web.Response:
-        meant = selector(
-            request.query.get("labelSelector", ""), request.query.get("fieldSelector", "")
-        )
+    def _list(self, request: web.Request, collection: Collection, namespace: str) -> web.Response:
+        meant = _meant(request, namespace)
         version, after = self.store.version, ("", "")
         if token := request.query.get("continue"):
             try:
@@ -135,14 +138,16 @@ class ApiServer:
         response.enable_compression()
         return response
 
-    async def _watch(self, request: web.Request, collection: Collection) -> web.StreamResponse:
+    async def _watch(
+        self, request: web.Request, collection: Collection, namespace: str
+    ) -> web.StreamResponse:
         query = request.query
         initial = query.get("sendInitialEvents") == "true"
         if "resourceVersionMatch" in query and not (initial and self.watch_list):
             return failure(
                 422, "Invalid", "resourceVersionMatch: Forbidden: is forbidden for watch"
             )
-        meant = selector(query.get("labelSelector", ""), query.get("fieldSelector", ""))
+        meant = _meant(request, namespace)
         version = int(query.get("resourceVersion") or 0)
         if version > self.store.version:
             return failure(504, "Timeout", f"Too large resource version: {version}")
@@ -236,6 +241,14 @@ def failure(code: int, reason: str, message: str, **headers: str) -> web.Respons
     return web.json_response(told, status=code, headers=headers)
 
 
+def _meant(request: web.Request, namespace: str) -> Callable[[Kept], bool]:
+    """Return what a list or watch, of one namespace perhaps, selects."""
+    fields = request.query.get("fieldSelector", "")
+    if namespace:
+        fields = f"{fields},metadata.namespace={namespace}"
+    return selector(request.query.get("labelSelector", ""), fields)
+
+
 def _event(kind: str, kept: Kept) -> bytes:
     return b'{"type":"%s","object":%s}\n' % (kind.encode(), kept.text)
 
@@ -272,7 +285,7 @@ def _parts(path: str) -> tuple[str, str, str]:
 async def _object(
     request: web.Request, collection: Collection, namespace: str, name: str
 ) -> web.Response:
-    """Create, replace, return or delete one object."""
+    """Create, replace, change, return or delete one object."""
     key = (namespace if collection.namespaced else "", name)
     if request.method in ("POST", "PUT"):
         thing: Json = await request.json()
@@ -289,7 +302,16 @@ async def _object(
         return web.json_response(thing, status=201 if request.method == "POST" else 200)
     if key not in collection.objects:
         return failure(404, "NotFound", f"{name} not found")
+    if request.method == "PATCH":
+        return web.json_response(collection.patch(*key, await _merge_patch(request)))
     if request.method == "DELETE":
         collection.delete(*key)
         return web.json_response({"kind": "Status", "apiVersion": "v1", "status": "Success"})
     return web.Response(body=collection.objects[key].text, content_type="application/json")
+
+
+async def _merge_patch(request: web.Request) -> Json:
+    if request.content_type != "application/merge-patch+json":
+        raise web.HTTPUnsupportedMediaType
+    change: Json = await request.json()
+    return change

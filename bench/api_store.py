@@ -67,6 +67,18 @@ def _label_test(term: str) -> Selector:
     return lambda kept: name in kept.labels
 
 
+def _merged(thing: Any, change: Any) -> Any:
+    if not isinstance(change, dict):
+        return change
+    found = dict(thing) if isinstance(thing, dict) else {}
+    for name, value in change.items():
+        if value is None:
+            found.pop(name, None)
+        else:
+            found[name] = _merged(found.get(name), value)
+    return found
+
+
 class Collection:
     """All objects of one kind."""
 
@@ -89,6 +101,7 @@ class Collection:
             raise Conflict
         version = self._store.next()
         metadata["resourceVersion"] = str(version)
+        metadata.setdefault("uid", "-".join(filter(None, (self.kind, *key))))
         whole = {"kind": self.kind, "apiVersion": self.api_version, **thing}
         fields = {"metadata.name": key[1], "metadata.namespace": key[0]}
         fields["spec.clusterIP"] = str(thing.get("spec", {}).get("clusterIP", ""))
@@ -109,6 +122,12 @@ class Collection:
         self.objects[key] = kept
         self._happened(Change(version, before, kept))
         return version
+
+    def patch(self, namespace: str, name: str, change: Json) -> Json:
+        """Change an object by a merge patch (RFC 7386), and return it. Raise KeyError."""
+        thing: Json = _merged(json.loads(self.objects[namespace, name].text), change)
+        self.put(thing)
+        return thing
 
     def delete(self, namespace: str, name: str) -> bool:
         """Delete an object; return whether it was there."""
@@ -156,6 +175,7 @@ class Store:
             ("/apis/discovery.k8s.io/v1/endpointslices", "EndpointSlice", True),
             ("/apis/networking.k8s.io/v1/servicecidrs", "ServiceCIDR", False),
             ("/apis/events.k8s.io/v1/events", "Event", True),
+            ("/api/v1/events", "Event", True),
         ):
             api_version = path.removeprefix("/apis/").removeprefix("/api/").rpartition("/")[0]
             self.collections[path] = Collection(self, api_version, kind, namespaced)

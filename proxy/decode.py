@@ -98,7 +98,9 @@ def head_of(raw: Bytes, origin: str, api_version: str = "", kind: str = "") -> H
 
 
 def decode(raw: Bytes, origin: str, head: Head | None = None) -> Decoded | None:
-    """Return the object, or None if vipd does not read it (another kind, or an FQDN slice).
+    """Return the object, or None if vipd has no use for it.
+
+    That is another kind, or a slice of domain names or of no service.
 
     `origin` is where it comes from, for the message; `head` saves a look at what is known already.
     """
@@ -108,7 +110,10 @@ def decode(raw: Bytes, origin: str, head: Head | None = None) -> Decoded | None:
 
 
 def decode_kind(kind: Kind, raw: Bytes, origin: str) -> KubernetesObject | None:
-    """Return an object that is known to be of this kind, as in a watch; None for an FQDN slice."""
+    """Return an object that is known to be of this kind, as in a watch.
+
+    None: a slice of domain names or of no service.
+    """
     return _KINDS[kind](raw, origin, None)
 
 

@@ -42,7 +42,7 @@ class Endpoints(Struct, frozen=True):
 
 
 def endpoint_slice(raw: RawSlice) -> EndpointSlice | None:
-    """Return the slice, None for one of domain names; raise FieldError."""
+    """Return the slice, None for one of domain names or of no service; raise FieldError."""
     metadata = raw.metadata
     name = _name(metadata)
     if raw.address_type is AddressType.FQDN:
@@ -50,7 +50,7 @@ def endpoint_slice(raw: RawSlice) -> EndpointSlice | None:
     labels = metadata.labels or {}
     service = labels.get(SERVICE_NAME)
     if not service:
-        raise FieldError("metadata.labels", f"{SERVICE_NAME} is missing: whose endpoints are these")
+        return None  # somebody's own use of the kind; kube-proxy passes it over as well
     family = Family.IPV4 if raw.address_type is AddressType.IPV4 else Family.IPV6
     endpoints = [
         _endpoint(each, family, i) for i, each in enumerate(raw.endpoints or ()) if each.addresses

@@ -102,6 +102,7 @@ class ServiceSpec(Raw):
     load_balancer_source_ranges: list[str] | None = None
     health_check_node_port: OptionalPortNumber | None = None
     publish_not_ready_addresses: bool | None = None
+    traffic_distribution: str | None = None
     external_name: str | None = None
 
 

@@ -22,13 +22,26 @@ from vipd.proxy.decode_raw import (
     RawServicePort,
     ServiceSpec,
 )
-from vipd.proxy.model import Flaw, Service, ServicePort, ServiceType, TrafficPolicy
+from vipd.proxy.model import (
+    Flaw,
+    Service,
+    ServicePort,
+    ServiceType,
+    TrafficDistribution,
+    TrafficPolicy,
+)
 from vipd.proxy.names import Address, Family, NamespacedName, Network, Protocol
 
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 HEADLESS = "service.kubernetes.io/headless"
 DEFAULT_AFFINITY_SECONDS = 10800
 MAX_AFFINITY_SECONDS = 86400
+_DISTRIBUTIONS = {
+    "PreferClose": TrafficDistribution.SAME_ZONE,
+    "PreferSameZone": TrafficDistribution.SAME_ZONE,
+    "PreferSameNode": TrafficDistribution.SAME_NODE,
+}
+"""Others mean nothing to the controllers, and are no error."""
 
 
 def service(raw: RawService) -> Service:
@@ -64,6 +77,9 @@ def service(raw: RawService) -> Service:
         ranges_lost=len(ranges) < len(spec.load_balancer_source_ranges or ()),
         health_check_node_port=spec.health_check_node_port or 0,
         publish_not_ready=spec.publish_not_ready_addresses or False,
+        distribution=_DISTRIBUTIONS.get(
+            spec.traffic_distribution or "", TrafficDistribution.ANYWHERE
+        ),
         selector=tuple(sorted(spec.selector.items())) if spec.selector else (),
         external_name=_external_name(spec, kind),
         algorithm=wanted.algorithm,

@@ -32,6 +32,15 @@ class TrafficPolicy(StrEnum):
     LOCAL = "Local"
 
 
+class TrafficDistribution(StrEnum):
+    """``spec.trafficDistribution``, as far as anything follows from it (KEP-3015)."""
+
+    ANYWHERE = ""
+    SAME_ZONE = "PreferSameZone"
+    """Also PreferClose, its older name."""
+    SAME_NODE = "PreferSameNode"
+
+
 class Algorithm(StrEnum):
     """How an endpoint is chosen for a new connection; values of annotation ``vipd/algorithm``."""
 
@@ -110,6 +119,8 @@ class Service(Struct, frozen=True, kw_only=True):
     """A source range was left out: a family that has no other one lets nobody in."""
     health_check_node_port: int = 0
     publish_not_ready: bool = False
+    distribution: TrafficDistribution = TrafficDistribution.ANYWHERE
+    """For who makes EndpointSlices; whoever uses them looks at their hints alone."""
     selector: tuple[tuple[str, str], ...] = ()
     external_name: str = ""
     algorithm: Algorithm = Algorithm.RANDOM

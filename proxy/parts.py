@@ -20,6 +20,7 @@ from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
 from vipd.proxy.dns_way import DnsWay
 from vipd.proxy.events import Event
+from vipd.proxy.noticing import Noticing
 from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources.addresses import FollowedAddresses
@@ -72,6 +73,7 @@ class Parts:
             drain_seconds, self.switching.cut, lambda: (self.sync.snapshot, self.sync.table)
         )
         self.reloading = Reloading(flags, {"dns": self._change_dns}, self.dns.reread)
+        self.noticing = Noticing(self.sync, self.switching, source.tell)
         self._follows_file = flags.config is not None
         answers = Answers(
             config, self.sync, self.switching, self.departures, source, started, self.dns
@@ -84,7 +86,10 @@ class Parts:
 
     def running(self) -> Sequence[Coroutine[Any, Any, None]]:
         """Return what runs beside the sync until the daemon ends."""
-        return self.departures.run(), self.dns_way.run(), self.reloading.run()
+        work = [self.departures.run(), self.dns_way.run(), self.reloading.run()]
+        if not self._config.manifests:  # nobody looks at objects in files
+            work.append(self.noticing.run())
+        return work
 
     async def stop(self) -> None:
         """End what the parts have begun by themselves."""

@@ -33,6 +33,7 @@ from vipd.proxy.names import (
 from vipd.proxy.settings import DetectLocal, NodeSettings
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.virtualserver import (
+    Before,
     Changes,
     Conflict,
     Key,
@@ -305,6 +306,12 @@ def _with_services(
         created = service.created if service and service.created else _NEVER
         return (created, claim.owner.service, claim.owner.port)
 
+    def why(winner: VirtualServer, loser: VirtualServer) -> Before:
+        first, second = (precedence(one)[0] for one in (winner, loser))
+        if second == _NEVER:
+            return Before.NAME_ALONE if first == _NEVER else Before.DATED
+        return Before.NAME if first == second else Before.AGE
+
     for name in names:
         service = snapshot.services.get(name)
         old = by_service.get(name, ())
@@ -324,9 +331,8 @@ def _with_services(
             after = [*others, wanted[key]] if key in wanted else others
             if len(after) > 1:
                 after.sort(key=precedence)
-                contested[key] = Conflict(
-                    key, after[0].owner, tuple(one.owner for one in after[1:])
-                )
+                losers = tuple(one.owner for one in after[1:])
+                contested[key] = Conflict(key, after[0].owner, losers, why(*after[:2]))
             else:
                 contested.pop(key, None)
             if after:

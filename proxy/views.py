@@ -219,6 +219,11 @@ def notes(snapshot: Snapshot, table: Table, settings: NodeSettings) -> tuple[str
             f"no Node object is called {settings.node_name} (there are {others}): "
             "no endpoint is local, and node ports answer on every own address"
         )
+    said += [
+        f"nodePortAddresses: {one} is loopback, where node ports never answer"
+        for one in settings.node_port_addresses or ()
+        if one.is_loopback
+    ]
     sources = table.network.pod_sources
     told = {family_of(cidr) for cidr in sources.cidrs}
     used = () if sources.interface else sorted({key.family for key in table.claims})

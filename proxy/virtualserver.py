@@ -149,18 +149,28 @@ class NodeNetwork(Struct, frozen=True, kw_only=True):
     masquerade_mark: int = 0x4000
 
 
+class Before(StrEnum):
+    """Why one service goes before another that claims the same key."""
+
+    AGE = "is older"
+    NAME = "is of the same age and first by name"
+    NAME_ALONE = "is first by name (neither says when it was created)"
+    DATED = "alone says when it was created"
+
+
 class Conflict(Struct, frozen=True):
     """Two services claim one key: `winner` has it, `losers` do not, by the stated rule."""
 
     key: Key
     winner: ServicePortName
     losers: tuple[ServicePortName, ...]
+    why: Before = Before.AGE
+    """Why the winner goes before the first of the losers."""
 
     def __str__(self) -> str:
         losers = ", ".join(str(name) for name in self.losers)
         return (
-            f"{self.key} is claimed by {self.winner}, which is older or first by name and has it"
-            f", and by {losers}"
+            f"{self.key} is claimed by {self.winner}, which {self.why} and has it, and by {losers}"
         )
 
 

@@ -118,6 +118,9 @@ def elements(one: Entry) -> list[Element]:
             made += _identified(f"{prefix}endpoint", key, first, slots)
     if server.masquerade is Masquerade.ALWAYS:
         made.append(Element(f"{prefix}masqueraded", key, ""))
+    if server.use is Use.LOCAL_FROM_OUTSIDE and not prefix:
+        # The address may be another service's cluster IP, on another port.
+        made.append(Element("source-kept", key, ""))
     made += _verdicts(one, prefix, key)
     return made
 

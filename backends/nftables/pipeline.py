@@ -73,6 +73,7 @@ def containers(family: Family) -> list[Container]:
 
     made = [
         Container("set", "cluster-ips", f"type {w.address_type};"),
+        Container("set", "source-kept", f"type {w.k_type};"),
         Container("set", "hairpin", f"type {w.address_type} . {w.address_type} . {w.n_type};"),
         Container("set", "allowed-sources", f"type {w.k_type} . {w.address_type}; flags interval;"),
         verdicts("services", w.k_type, hooks),
@@ -239,7 +240,10 @@ def _dispatch(family: Family, network: NodeNetwork) -> list[Chain]:
     outsiders = _not_from_pod(family, network)
     if outsiders:
         rules.append(
-            Rule(f"{w.daddr} @cluster-ips {outsiders} {mark}", "off-cluster source: masquerade")
+            Rule(
+                f"{w.daddr} @cluster-ips {w.k} != @source-kept {outsiders} {mark}",
+                "off-cluster source: masquerade",
+            )
         )
     rules += [
         Rule(f"{w.k} @masqueraded {mark}", "external traffic: masquerade"),

@@ -20,6 +20,7 @@ _MARKER = re.compile(rb"^(?:---|\.\.\.)(?=[\s]|\Z)", re.MULTILINE)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _ONLY_COMMENTS = re.compile(rb"(?:[ \t]*(?:#[^\n]*)?\r?(?:\n|\Z)|%[^\n]*(?:\n|\Z))*\Z")
 _LINE = re.compile(r"\bline (\d+)")
+_POSITION = re.compile(r"\bat position (\d+)")
 _SPACE = " \t\r\n"
 
 
@@ -186,9 +187,18 @@ def _yaml(document: Document) -> object:
     except UnicodeDecodeError as error:
         raise DocumentError("is not UTF-8") from error
     except ValueError as error:  # InvalidYamlError is one; an unhashable key is a bare one
-        why = _LINE.sub(lambda m: f"line {int(m[1]) + document.line}", str(error))
-        raise DocumentError(f"not YAML: {why}") from error
+        raise DocumentError(f"not YAML: {_placed(str(error), document)}") from error
     return _merged(value) if b"<<" in document.text else value
+
+
+def _placed(why: str, document: Document) -> str:
+    """Return what is wrong with the line of the file where it is, as far as that is told."""
+    if _LINE.search(why):
+        return _LINE.sub(lambda m: f"line {int(m[1]) + document.line}", why)
+    if (found := _POSITION.search(why)) is not None:
+        before = document.text.decode()[: int(found[1])].count("\n")
+        return f"{why[: found.start()]}at line {document.line + 1 + before}"
+    return f"{why}, in the document that begins at line {document.line + 1}"
 
 
 def _merged(value: object) -> object:

@@ -15,6 +15,7 @@ from vipd.proxy.decode import Decoded, decode, flaws, head_of
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.names import NamespacedName
 from vipd.proxy.sources.documents import Document, DocumentError, Item, documents, items
+from vipd.proxy.sources.kinds import mistake
 
 
 class Key(NamedTuple):
@@ -142,6 +143,8 @@ class _Reading:
             if head.kind == "List":
                 why = "a list within a list is not read"
                 raise ManifestError(origin, str(head), "", why)  # noqa: TRY301
+            if (wrong := mistake(head)) is not None:
+                raise ManifestError(origin, str(head), *wrong)  # noqa: TRY301
             value = decode(item.raw, origin, head)
         except ManifestError as error:
             if not head.name.name:

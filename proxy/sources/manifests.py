@@ -15,6 +15,7 @@ from vipd.proxy.errors import SourceError
 from vipd.proxy.events import Event, Synced
 from vipd.proxy.model import Pod
 from vipd.proxy.names import NamespacedName
+from vipd.proxy.notice import Notice
 from vipd.proxy.sources.reading import STDIN, Reading
 from vipd.proxy.sources.tree import Watch
 
@@ -67,6 +68,9 @@ class ManifestSource:
 
     async def check(self) -> None:
         """Nothing is left to be said that was not when it was made."""
+
+    def tell(self, notice: Notice) -> None:
+        """Nobody looks at objects in files: what there is to say is in the log and the status."""
 
     def pods(self) -> dict[NamespacedName, Pod]:
         """Return the Pods by name: nothing else keeps them. May be asked from any thread."""

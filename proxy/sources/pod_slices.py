@@ -2,13 +2,23 @@
 
 Lives here: which pods are endpoints, with which ports and conditions. Must not: choose the pods
 (selection.py), keep anything.
-Source: staging/src/k8s.io/endpointslice/{utils,reconciler}.go and pkg/api/v1/pod.FindPort, v1.37.
+Source: staging/src/k8s.io/endpointslice/{utils,reconciler}.go, trafficdist/trafficdist.go in the
+same place, and pkg/api/v1/pod.FindPort, v1.37.
 """
 
 from collections.abc import Iterable, Mapping
 
-from vipd.proxy.model import EndpointSlice, Pod, Service, SliceEndpoint, SlicePort
+from vipd.proxy.model import (
+    EndpointSlice,
+    Pod,
+    Service,
+    SliceEndpoint,
+    SlicePort,
+    TrafficDistribution,
+)
 from vipd.proxy.names import Family, NamespacedName, family_of
+
+_NONE: frozenset[str] = frozenset()
 
 
 def pod_slices(
@@ -30,14 +40,19 @@ def pod_slices(
             if first is None:
                 continue
             serving = pod.ready
+            ready = service.publish_not_ready or (serving and not pod.terminating)
+            zone = zones.get(pod.node) if pod.node else None
+            for_zone, for_node = _hints(service, zone, pod.node) if ready else (_NONE, _NONE)
             groups.setdefault((family, ports), []).append(
                 SliceEndpoint(
                     address=first,
-                    ready=service.publish_not_ready or (serving and not pod.terminating),
+                    ready=ready,
                     serving=serving,
                     terminating=pod.terminating,
                     node=pod.node,
-                    zone=zones.get(pod.node) if pod.node else None,
+                    zone=zone,
+                    zone_hints=for_zone,
+                    node_hints=for_node,
                     hostname=_hostname(service, pod),
                     pod=pod.name.name,
                 )
@@ -58,6 +73,19 @@ def pod_slices(
             )
         )
     return tuple(slices)
+
+
+def _hints(
+    service: Service, zone: str | None, node: str | None
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the zones and the nodes that an endpoint is preferred for."""
+    if service.distribution is TrafficDistribution.ANYWHERE:
+        return _NONE, _NONE
+    is_for_node = service.distribution is TrafficDistribution.SAME_NODE
+    return (
+        frozenset([zone]) if zone else _NONE,
+        frozenset([node]) if node and is_for_node else _NONE,
+    )
 
 
 def _order(group: tuple[Family, tuple[SlicePort, ...]]) -> tuple[int, list[tuple[str, str, int]]]:

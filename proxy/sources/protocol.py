@@ -7,6 +7,7 @@ from typing import Protocol
 from vipd.proxy.events import Event
 from vipd.proxy.model import Pod
 from vipd.proxy.names import NamespacedName
+from vipd.proxy.notice import Notice
 
 
 class Source(Protocol):
@@ -18,6 +19,12 @@ class Source(Protocol):
 
     def pods(self) -> Mapping[NamespacedName, Pod] | None:
         """Return the Pods by name, None where they are not kept. May be asked from any thread."""
+
+    def tell(self, notice: Notice) -> None:
+        """Let a notice reach those who look at the object that it is on, where there is a way.
+
+        Never waits, never fails.
+        """
 
     async def check(self) -> None:
         """Raise ConfigError or SourceError where it can never say anything."""

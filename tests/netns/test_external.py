@@ -9,6 +9,7 @@ from tests.netns.cluster import (
     REMOTE,
     SECOND_ADDRESS,
     SILENCE,
+    TCP4,
     Cluster,
     Flavour,
     Served,
@@ -126,6 +127,18 @@ class TestPolicyLocal:
         assert served.outcome("outside", *place) == f"{LOCAL} saw outside"
         served.change(externalTrafficPolicy="Cluster")
         assert served.outcome("outside", *place) == f"{LOCAL} saw node"
+
+
+def test_at_another_services_cluster_ip_each_port_keeps_its_policy(cluster: Cluster) -> None:
+    web = cluster.serve(TCP4, LOCAL)
+    odd = cluster.serve(TCP4)
+    odd.change(
+        externalIPs=[str(web.address)],
+        externalTrafficPolicy="Local",
+        ports=[odd.port(port=81)],
+    ).endpoints("web-2")
+    assert odd.outcome("outside", web.address, 81) == "web-2 saw outside"
+    assert web.outcome("outside") == f"{LOCAL} saw node"
 
 
 def reached(served: Served, pods: tuple[str, ...]) -> tuple[str, ...]:

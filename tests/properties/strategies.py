@@ -129,7 +129,8 @@ def services(draw: st.DrawFn) -> Service:
             st.sampled_from([[*Family], [*Family], [*Family], *([one] for one in Family), []])
         )
     )
-    outer = (*OUTER_IPS[Family.IPV4], *OUTER_IPS[Family.IPV6])
+    # The last may be another service's cluster IP.
+    outer = tuple(one for family in Family for one in (*OUTER_IPS[family], CLUSTER_IPS[family][2]))
     return Service(
         name=name,
         created=draw(st.sampled_from([None, *DATES])),

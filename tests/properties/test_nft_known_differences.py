@@ -5,7 +5,6 @@ The strategies avoid these on purpose. A test that passes here is an error (xfai
 
 from ipaddress import ip_address
 
-import pytest
 from tests.properties.kernel import Kernel
 from tests.properties.oracle import promised
 from tests.properties.packets import outcomes
@@ -74,7 +73,6 @@ def test_external_ip_of_the_node_without_endpoints_beside_a_node_port() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.xfail(reason="off-cluster masquerade looks at the cluster IP, not at the key")
 def test_external_ip_that_is_another_services_cluster_ip() -> None:
     agree(
         [

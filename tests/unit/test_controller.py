@@ -16,6 +16,7 @@ from vipd.proxy.model import (
     ServiceType,
     SliceEndpoint,
     SlicePort,
+    TrafficDistribution,
 )
 from vipd.proxy.names import Family, NamespacedName, Protocol
 from vipd.proxy.sources.claims import Change
@@ -210,6 +211,21 @@ def test_a_pod_that_matches_in_part_concerns_nobody() -> None:
     selection.service(NAME, wanted)
     assert selection.services_of(pod(labels=(("app", "web"),))) == []
     assert selection.services_of(pod()) == [NAME]
+
+
+def test_traffic_distribution_becomes_hints() -> None:
+    """As trafficdist.go of the EndpointSlice controller: only ready endpoints, what is known."""
+    nodes = Node(name="n", zone="z"), Node(name="m")
+    away = pod("b", "172.16.0.2", node="m"), pod("c", "172.16.0.3", ready=False)
+    for distribution, expected in (
+        (TrafficDistribution.ANYWHERE, [(set(), set())] * 3),
+        (TrafficDistribution.SAME_ZONE, [({"z"}, set()), (set(), set()), (set(), set())]),
+        (TrafficDistribution.SAME_NODE, [({"z"}, {"n"}), (set(), {"m"}), (set(), set())]),
+    ):
+        world = World(*nodes, service(distribution=distribution), pod(), *away)
+        (one,) = world.slices.values()
+        hints = [(set(each.zone_hints), set(each.node_hints)) for each in one.endpoints]
+        assert hints == expected
 
 
 def test_zone_of_a_node_changes() -> None:

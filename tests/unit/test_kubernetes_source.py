@@ -2,108 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from aiohttp import web
+from tests.api.follower import FOR_SERVICES, Follower, endpoint_slice, kubeconfig, name, service
 
 from vipd.bench.api_server import ApiServer, failure
-from vipd.bench.api_store import Json, Store
-from vipd.proxy.events import Applied, Deleted, Event, Kind, Problem, Synced
-from vipd.proxy.names import NamespacedName
-from vipd.proxy.snapshot import Snapshot, fold
+from vipd.bench.api_store import Store
+from vipd.proxy.events import Deleted, Problem
 from vipd.proxy.sources.kubernetes import following, pace
 from vipd.proxy.sources.kubernetes.resources import Wanted
 from vipd.proxy.sources.kubernetes.source import KubernetesSource
-
-DEADLINE_SECONDS = 20.0
-FOR_SERVICES = Wanted()
-
-
-def service(name: str, address: str = "10.96.0.10", **more: object) -> Json:
-    ports = [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}]
-    spec = {"clusterIP": address, "clusterIPs": [address], "ports": ports, **more}
-    return {"kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec}
-
-
-def endpoint_slice(name: str, *addresses: str, of: str = "web") -> Json:
-    return {
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": name,
-            "namespace": "shop",
-            "labels": {"kubernetes.io/service-name": of},
-        },
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": [one]} for one in addresses],
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-    }
-
-
-def name(text: str) -> NamespacedName:
-    return NamespacedName(*text.split("/"))
-
-
-def kubeconfig(path: Path, server: str, user: Json | None = None, **cluster: object) -> str:
-    told = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": server, **cluster}}],
-        "users": [{"name": "u", "user": user or {}}],
-    }
-    path.write_text(yaml.safe_dump(told))
-    return str(path)
-
-
-class Follower:
-    """Takes what a source says, as the daemon does."""
-
-    def __init__(self, source: KubernetesSource) -> None:
-        self.snapshot = Snapshot()
-        self.events: list[Event] = []
-        self.problems: dict[str, str] = {}
-        self.synced = False
-        self._changed = asyncio.Condition()
-        self._task = asyncio.ensure_future(self._run(source))
-
-    async def _run(self, source: KubernetesSource) -> None:
-        async for events in source.events():
-            await self._take(events)
-
-    async def _take(self, events: Sequence[Event]) -> None:
-        async with self._changed:
-            self.events += events
-            self.snapshot, _ = fold(self.snapshot, events)
-            for event in events:
-                if isinstance(event, Synced):
-                    self.synced = True
-                elif isinstance(event, Problem):
-                    self.problems.pop(event.key, None)
-                    if event.error is not None:
-                        self.problems[event.key] = str(event.error)
-            self._changed.notify_all()
-
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_SECONDS), self._changed:
-            await self._changed.wait_for(lambda: is_so() or self._task.done())
-        if self._task.done():
-            self._task.result()
-
-    async def has(self, *services: str) -> None:
-        await self.until(lambda: {str(one) for one in self.snapshot.services} == set(services))
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    def of(self, text: str) -> tuple[str, ...]:
-        """The addresses of a service's endpoints."""
-        slices = self.snapshot.slices.get(name(text), ())
-        return tuple(str(one.address) for each in slices for one in each.endpoints)
 
 
 @contextlib.asynccontextmanager
@@ -162,74 +73,6 @@ def url(api: ApiServer) -> str:
     return f"http://{host}:{port}"
 
 
-async def test_what_there_is_and_what_changes(api: ApiServer, follow: Follow) -> None:
-    follower = await follow(url(api))
-    await follower.until(lambda: follower.synced)
-    assert follower.of("shop/web") == ("10.244.1.10", "10.244.2.10")
-    assert set(follower.snapshot.nodes) == {"node-1"}
-    api.store.put(service("more", "10.96.0.11"))
-    await follower.has("shop/web", "shop/more")
-    api.store.put(endpoint_slice("web-1", "10.244.1.11"))
-    await follower.until(lambda: follower.of("shop/web") == ("10.244.1.11",))
-    api.store.of("Service").delete("shop", "more")
-    await follower.has("shop/web")
-    api.store.of("EndpointSlice").delete("shop", "web-1")
-    await follower.until(lambda: follower.of("shop/web") == ())
-    assert follower.problems == {}
-
-
-async def test_an_empty_cluster_is_synced(tmp_path: Path, follow: Follow) -> None:
-    async with serving(Store()) as (_, address):
-        follower = await follow(address)
-        await follower.until(lambda: follower.synced)
-        assert not follower.snapshot.services
-
-
-async def test_many_pages_are_one_list(
-    store: Store, follow: Follow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(following, "PAGE_OBJECTS", 7)
-    for number in range(40):
-        store.put(service(f"many-{number}", f"10.96.1.{number}"))
-    async with serving(store, watch_list=False) as (server, address):
-        follower = await follow(address)
-        await follower.until(lambda: follower.synced)
-        assert len(follower.snapshot.services) == 41
-        pages = [path for _, path in server.requests if "/services" in path and "limit=7" in path]
-        assert len(pages) == 6
-
-
-async def test_what_other_proxies_serve_is_not_asked_for(api: ApiServer, follow: Follow) -> None:
-    other = service("other", "10.96.0.12")
-    other["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "other"}
-    api.store.put(other)
-    api.store.put(service("headless", "None"))
-    headless = endpoint_slice("headless-1", "10.244.1.12", of="headless")
-    headless["metadata"]["labels"]["service.kubernetes.io/headless"] = ""
-    api.store.put(headless)
-    follower = await follow(url(api))
-    await follower.until(lambda: follower.synced)
-    assert {str(one) for one in follower.snapshot.services} == {"shop/web"}
-    assert follower.of("shop/headless") == ()
-    web_too = service("web")
-    web_too["metadata"]["labels"] = other["metadata"]["labels"]
-    api.store.put(web_too)  # and one that turns away is gone
-    await follower.has()
-    api.store.put(service("web"))
-    await follower.has("shop/web")
-
-
-async def test_names_need_more_of_the_cluster(api: ApiServer, follow: Follow) -> None:
-    api.store.put(service("headless", "None"))
-    api.store.put({"kind": "Namespace", "metadata": {"name": "shop"}})
-    follower = await follow(url(api), Wanted(names=True))
-    await follower.until(lambda: follower.synced)
-    assert {str(one) for one in follower.snapshot.services} == {"shop/web", "shop/headless"}
-    told = [one.object for one in follower.events if isinstance(one, Applied)]
-    assert [one.name for one in told if type(one).__name__ == "Namespace"] == ["shop"]
-    assert not [path for _, path in api.requests if "pods" in path]
-
-
 async def test_a_cut_watch_goes_on_where_it_was(api: ApiServer, follow: Follow) -> None:
     follower = await follow(url(api))
     await follower.until(lambda: follower.synced)
@@ -240,33 +83,6 @@ async def test_a_cut_watch_goes_on_where_it_was(api: ApiServer, follow: Follow) 
     assert all("watch=true" in path for _, path in api.requests[asked:])
     assert not any("sendInitialEvents" in path for _, path in api.requests[asked:])
     assert not any(isinstance(one, Deleted) for one in follower.events)
-
-
-async def test_what_was_missed_beyond_history_is_listed_again(
-    store: Store, follow: Follow, tmp_path: Path
-) -> None:
-    server = ApiServer(store)
-    port = await server.start()
-    follower = await follow(f"http://127.0.0.1:{port}")
-    await follower.until(lambda: follower.synced)
-    await server.stop()
-    await follower.until(lambda: len(follower.problems) >= 1)
-    assert "what was read before is kept" in next(iter(follower.problems.values()))
-    assert {str(one) for one in follower.snapshot.services} == {"shop/web"}
-    store.of("Service").delete("shop", "web")
-    store.put(service("other", "10.96.0.11"))
-    for collection in store.collections.values():
-        collection.forget()
-    store.next()
-    again = ApiServer(store)
-    await again.start(port=port)
-    try:
-        await follower.has("shop/other")
-        await follower.until(lambda: not follower.problems)
-        told = [one for one in follower.events if isinstance(one, Deleted)]
-        assert told == [Deleted(Kind.SERVICE, name("shop/web"))]
-    finally:
-        await again.stop()
 
 
 async def test_an_error_in_a_watch_lists_again(api: ApiServer, follow: Follow) -> None:
@@ -373,6 +189,19 @@ async def test_a_malformed_object_is_named_and_keeps_its_last_form(
     api.store.of("Service").delete("shop", "web")
     await follower.has("shop/more")
     assert follower.problems == {}
+
+
+async def test_what_is_left_out_of_an_object_is_named_and_the_rest_served(
+    api: ApiServer, follow: Follow
+) -> None:
+    api.store.put(service("web", externalIPs=["203.0.113.1", "203.0.113"]))
+    follower = await follow(url(api))
+    await follower.until(lambda: follower.synced)
+    (told,) = follower.problems.values()
+    assert "Service shop/web: spec.externalIPs[1]" in told
+    assert len(follower.snapshot.services[name("shop/web")].external_ips) == 1
+    api.store.put(service("web"))
+    await follower.until(lambda: not follower.problems)
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,6 @@ CASES = {
         'metadata.annotations["vipd/keep-failing-endpoints"]',
         "'yes' is not one of true, false",
     ),
-    "slice-label": (slice_("endpoints: []", labels=""), SLICE, "metadata.labels", "service-name"),
     "slice-type": (slice_("endpoints: []", kind="IPv5"), SLICE, "addressType", "FQDN"),
     "slice-address": (
         slice_("endpoints: [{addresses: [10.0.0.1]}, {addresses: [x]}]"),
@@ -329,8 +328,33 @@ CASES = {
         "",
         "repetition limit",
     ),
-    "control-character": ("a: \x00b\n", "", "", "control characters"),
-    "object-as-key": ("? {a: b}\n: c\n", "", "", "not YAML"),
+    "control-character": ("\n\na: \x00b\n", "", "", "control characters are not allowed at line 3"),
+    "object-as-key": ("? {a: b}\n: c\n", "", "", "the document that begins at line 1"),
+    "key-twice": ("a: 1\na: 2\n", "", "", "the document that begins at line 1"),
+    "kind-typo": (
+        "apiVersion: v1\nkind: Servcie\nmetadata: {name: web}\n",
+        "Servcie default/web",
+        "kind",
+        "'Servcie' is no kind of v1; is Service of v1 meant?",
+    ),
+    "kind-of-another-version": (
+        "apiVersion: v1\nkind: EndpointSlice\nmetadata: {name: web-1}\n",
+        "EndpointSlice default/web-1",
+        "kind",
+        "is EndpointSlice of discovery.k8s.io/v1 meant?",
+    ),
+    "old-version": (
+        "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: web-1}\n",
+        "EndpointSlice default/web-1",
+        "apiVersion",
+        "'discovery.k8s.io/v1beta1': EndpointSlice is read of discovery.k8s.io/v1 only",
+    ),
+    "version-typo": (
+        "apiVersion: V1\nkind: Service\nmetadata: {name: web}\n",
+        "Service default/web",
+        "apiVersion",
+        "'V1': Service is read of v1 only",
+    ),
     "list-in-list": (
         "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: List, items: []}]\n",
         "List",
@@ -356,6 +380,25 @@ def test_names_file_object_and_field(
     assert (error.thing, error.field) == (thing, field)
     assert why in error.why
     assert all(part in str(error) for part in (str(path), thing, field, why))
+    applied = [each.object.name for each in events if isinstance(each, Applied)]
+    assert applied == [NamespacedName("default", "good")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        slice_("endpoints: []", labels=""),
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n",
+        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {name: x}\n",
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n",
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n",
+        "apiVersion: metrics.k8s.io/v1beta1\nkind: NodeMetrics\nmetadata: {name: x}\n",
+    ],
+)
+def test_what_is_no_concern_of_ours_is_no_problem(tmp_path: Path, text: str) -> None:
+    (tmp_path / "other.yaml").write_text(text + GOOD)
+    events = load([str(tmp_path)])
+    assert not [each for each in events if isinstance(each, Problem)]
     applied = [each.object.name for each in events if isinstance(each, Applied)]
     assert applied == [NamespacedName("default", "good")]
 

@@ -1,6 +1,10 @@
 """Corners of resolve that no manifest can say."""
 
+from datetime import UTC, datetime
 from ipaddress import ip_address
+
+import pytest
+from msgspec import structs
 
 from vipd.proxy.events import Applied, Deleted, Event, Kind
 from vipd.proxy.model import Node, Service, ServicePort
@@ -8,9 +12,10 @@ from vipd.proxy.names import Family, NamespacedName, Protocol, parse_network
 from vipd.proxy.resolve import collapse, node_addresses, resolve, update
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import Snapshot, Touched, fold
-from vipd.proxy.virtualserver import Changes, Key
+from vipd.proxy.virtualserver import Before, Changes, Key
 
 SETTINGS = NodeSettings(node_name="node-a")
+DAYS = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2)]
 
 
 def web(ip: str = "10.96.0.1", name: str = "web") -> Service:
@@ -50,6 +55,25 @@ def test_the_first_address_of_each_family_is_the_nodes() -> None:
     addresses = tuple(map(ip_address, ("fd00::1", "10.0.0.1", "10.0.0.2", "fd00::2")))
     snapshot = after(Applied(Node(name="node-a", addresses=addresses)))
     assert node_addresses(snapshot, SETTINGS) == addresses[:2]
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser", "why"),
+    [
+        (DAYS[0], DAYS[1], Before.AGE),
+        (DAYS[0], DAYS[0], Before.NAME),
+        (DAYS[0], None, Before.DATED),
+        (None, None, Before.NAME_ALONE),
+    ],
+)
+def test_a_conflict_says_which_rule_settled_it(
+    winner: datetime | None, loser: datetime | None, why: Before
+) -> None:
+    first = structs.replace(web(name="a"), created=winner)
+    second = structs.replace(web(name="b"), created=loser)
+    (conflict,) = resolve(after(Applied(second), Applied(first)), SETTINGS).contested.values()
+    assert (conflict.winner.service.name, conflict.why) == ("a", why)
+    assert f"default/a, which {why} and has it" in str(conflict)
 
 
 def test_only_touched_services_change_but_a_loser_is_known_again() -> None:

@@ -70,6 +70,11 @@ class Api:
         async with self._asked("POST", path, {}, ANSWER_SECONDS, body):
             pass
 
+    async def patch(self, path: str, body: bytes) -> None:
+        """Change an object by a merge patch (RFC 7386). Raise ApiError or SourceError."""
+        async with self._asked("PATCH", path, {}, ANSWER_SECONDS, body):
+            pass
+
     @contextlib.asynccontextmanager
     async def watch(
         self, path: str, params: Mapping[str, str], silence: float
@@ -103,7 +108,8 @@ class Api:
         if access.authorization:
             headers["Authorization"] = access.authorization
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            form = "merge-patch+json" if method == "PATCH" else "json"
+            headers["Content-Type"] = f"application/{form}"
         try:
             async with self._pool().request(
                 method,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from msgspec import Raw
 
-from vipd.proxy.decode import CLUSTER_WIDE, MAX_OBJECT_BYTES, decode_kind
+from vipd.proxy.decode import CLUSTER_WIDE, MAX_OBJECT_BYTES, decode_kind, flaws
 from vipd.proxy.decode_fields import is_name
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Applied, Deleted, Event, Kind, Problem
@@ -80,11 +80,15 @@ class Known:
         except ManifestError as error:
             self._malformed.add(name)
             return [Problem(self._key(name), error)]
+        left_out = flaws(thing, self._origin, f"{self._kind.value} {name}")
         events: list[Event] = []
-        if name in self._malformed:
+        if left_out is not None:
+            self._malformed.add(name)
+            events.append(Problem(self._key(name), left_out))
+        elif name in self._malformed:
             self._malformed.discard(name)
             events.append(Problem(self._key(name), None))
-        # A slice of host names is not read; it may have been one of addresses.
+        # A slice of host names or of no service is not read; it may have been another one.
         events.append(Deleted(self._kind, name) if thing is None else Applied(thing))
         return events
 

@@ -11,9 +11,11 @@ from collections.abc import AsyncGenerator, Sequence
 
 from vipd.proxy.errors import SourceError
 from vipd.proxy.events import Event, Kind, Problem, Synced
+from vipd.proxy.notice import Notice
 from vipd.proxy.sources.kubernetes.api import Api
 from vipd.proxy.sources.kubernetes.credentials import Credentials
 from vipd.proxy.sources.kubernetes.following import Following, Tell, origin
+from vipd.proxy.sources.kubernetes.notice_writer import Counts, NoticeWriter
 from vipd.proxy.sources.kubernetes.resources import Wanted, resources
 
 MOST_WAITING = 64
@@ -29,6 +31,7 @@ class KubernetesSource:
     def __init__(self, kubeconfig: str | None, node: str, wanted: Wanted) -> None:
         self._credentials = Credentials(kubeconfig, time.monotonic)
         self._resources = resources(node, wanted)
+        self._notices = NoticeWriter(node)
 
     def pods(self) -> None:
         """They are not kept: there may be 150,000 of them."""
@@ -44,6 +47,15 @@ class KubernetesSource:
     def passed_over(self) -> Counter[str]:
         """Kinds that are not read: none, since only what is read is asked for."""
         return Counter()
+
+    def tell(self, notice: Notice) -> None:
+        """Let a notice be written as an Event of the API; while `events` runs."""
+        self._notices.tell(notice)
+
+    @property
+    def notices(self) -> Counts:
+        """What became of the notices."""
+        return self._notices.counts
 
     async def events(self) -> AsyncGenerator[Sequence[Event], None]:
         """Yield what changed; Synced once everything that is needed has been listed."""
@@ -68,6 +80,7 @@ class KubernetesSource:
             asyncio.ensure_future(Following(api, one, telling(one.kind)).run())
             for one in self._resources
         }
+        tasks.add(asyncio.ensure_future(self._notices.run(api)))
         try:
             while True:
                 batch = asyncio.ensure_future(batches.get())

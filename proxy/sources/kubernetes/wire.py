@@ -47,6 +47,7 @@ class HeadMetadata(Struct, rename="camel", gc=False):
     name: str | None = None
     namespace: str | None = None
     resource_version: str | None = None
+    uid: str | None = None
     annotations: dict[str, str] | None = None
 
 
