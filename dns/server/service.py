@@ -68,6 +68,7 @@ class DnsService:
         pods: Sequence[Network] = (),
         networks: Sequence[Network] = (),
     ) -> None:
+        self._told = settings
         self._pods, self._networks = tuple(map(str, pods)), tuple(map(str, networks))
         self._kept = Kept(pods=settings.pods == "verified")
         self._workers = Workers(
@@ -152,9 +153,15 @@ class DnsService:
         if zone_settings(whole) != zone_settings(self.settings):
             self._kept.stamp(self._kept.everything(), time.time())
         await self._workers.change(whole)
+        self._told = settings
         if self.listens != before:
             self._started()
         return needed
+
+    async def change_networks(self, pods: Sequence[Network], networks: Sequence[Network]) -> None:
+        """Let other pod networks ask, and answer reverse names of others, from now on."""
+        self._pods, self._networks = tuple(map(str, pods)), tuple(map(str, networks))
+        await self.change(self._told)
 
     def reread(self, refused: str, restart_needed: Sequence[str]) -> None:
         """Note what became of the configuration file when it was read again."""

@@ -112,7 +112,7 @@ def test_flags_win_over_the_file(file: Path) -> None:
         ("ipvs: {strictArp: true}", "ipvs", "strictArp"),
         ("ipvs: {tcpTimeout: soon}", "ipvs.tcpTimeout", "'soon' is no time"),
         ("ipvs: {tcpTimeout: -5s}", "ipvs.tcpTimeout", "'-5s' is no time"),
-        ("ipvs: {udpTimeout: 1500ms}", "ipvs.udpTimeout", "not whole seconds up to 2147483s"),
+        ("ipvs: {udpTimeout: 1500ms}", "ipvs.udpTimeout", "not whole seconds"),
         ("ipvs: {tcpFinTimeout: 700h}", "ipvs.tcpFinTimeout", "up to 2147483s"),
         ("userspace: {transparent: 1}", "userspace.transparent", "bool"),
         ("userspace: {transparentBit: 32}", "userspace.transparentBit", "between 0 and 31"),
@@ -129,7 +129,7 @@ def test_flags_win_over_the_file(file: Path) -> None:
         ("clusterCIDRs: [10.0.0.0/8, 11.0.0.0/8]", "clusterCIDRs", "one range of each IP family"),
         ("serviceCIDRs: [x]", "serviceCIDRs", "'x' is no CIDR"),
         ("nodeIPs: [1.2.3]", "nodeIPs", "'1.2.3' is no address"),
-        ("nodePortAddresses: [primary, 10.0.0.0/8]", "nodePortAddresses", "'primary' is no CIDR"),
+        ("nodePortAddresses: [primary, near]", "nodePortAddresses", "'near' is no CIDR"),
         ("detectLocalMode: Guess", "detectLocalMode", "Guess"),
         ("detectLocalMode: BridgeInterface", "detectLocal.bridgeInterface", "no interface name"),
         (
@@ -175,8 +175,9 @@ def test_a_wrong_flag_is_named(flags: Flags, where: str) -> None:
         ("apiVersion: vipd/v2\nkind: VipdConfiguration\n", "must be vipd/v1alpha1"),
         ("- a\n- b\n", "not"),
         ("{", ""),
-        ("", "holds 0 documents"),
-        (HEAD + "---\n" + HEAD, "holds 2 documents"),
+        ("", "holds no document of kind VipdConfiguration or KubeProxyConfiguration"),
+        (HEAD + "---\n" + HEAD, "holds more than one document of kind VipdConfiguration"),
+        (HEAD + "mode: ipvs\nmode: iptables\n", "mode: is there twice"),
     ],
 )
 def test_a_file_that_is_no_configuration(file: Path, text: str, why: str) -> None:
