@@ -183,3 +183,27 @@ def test_another_masquerade_bit(new_cluster: NewCluster, flavour: Flavour) -> No
     is_marked = re.search(r"\b0x0*8\b", written) is not None
     assert is_marked != cluster.differs("source-is-the-node")
     assert not re.search(r"\b0x0*4000\b", written)
+
+
+def test_a_changed_file_is_taken_while_it_runs(new_cluster: NewCluster) -> None:
+    pods = "clusterCIDRs: [10.244.0.0/16, 'fd00:10:244::/48']"
+    cluster = configured(new_cluster(), pods)
+    cluster.start()
+    served = cluster.serve(TCP4, LOCAL, type="NodePort")
+    served.change(externalIPs=[str(served.outside_address)])
+    external = (served.outside_address, 80)
+    assert served.outcome("client-1") == f"{LOCAL} saw client-1"
+    assert served.outcome("outside", *external) == f"{LOCAL} saw node"
+    pid = cluster.status().pid
+    file = cluster.folder.parent / "vipd.yaml"
+    head = file.read_text()
+    file.write_text(f"{head}masqueradeAll: true\nserveExternalIPs: false\n")
+    until(lambda: served.outcome("client-1") == f"{LOCAL} saw node", "everybody is masqueraded")
+    assert served.outcome("outside", *external) != f"{LOCAL} saw node"
+    assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
+    file.write_text(f"{head}masqueradeAll: true\nnodePortAddresses: [0]\n")
+    until(lambda: "is refused" in cluster.daemon.log_tail(20), "it is refused")
+    assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
+    file.write_text(f"{head}nodePortAddresses: [10.0.0.0/8]\n")
+    until(lambda: served.outcome("outside", *served.on_node()) == REFUSED, "ranges count")
+    assert cluster.status().pid == pid

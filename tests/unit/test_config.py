@@ -8,7 +8,14 @@ from vipd.proxy.config import DEFAULT_SOCKET, Flags, load
 from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.names import parse_address, parse_network
-from vipd.proxy.settings import DataplaneSettings, DetectLocal, IpvsSettings, UserspaceSettings
+from vipd.proxy.settings import (
+    ConntrackSettings,
+    DataplaneSettings,
+    DetectLocal,
+    HttpSettings,
+    IpvsSettings,
+    UserspaceSettings,
+)
 
 HEAD = "apiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
 
@@ -42,9 +49,31 @@ def test_every_field_of_a_file(file: Path) -> None:
             "detectLocal: {interfaceNamePrefix: cali}\nmasqueradeAll: true\nmasqueradeBit: 3\n"
             "nodePortAddresses: [0.0.0.0/0]\nsocket: /tmp/s\ndrainSeconds: 60\n"
             "ipvs: {scheduler: wlc, tcpTimeout: 15m0s, tcpFinTimeout: 2m, udpTimeout: 300s,"
-            " strictARP: true}\nuserspace: {workers: 3, transparent: true, transparentBit: 5}\n",
+            " strictARP: true}\nuserspace: {workers: 3, transparent: true, transparentBit: 5}\n"
+            "conntrack: {maxPerCore: 1, min: 2, tcpEstablishedTimeout: 3s, tcpCloseWaitTimeout: 4s,"
+            " tcpBeLiberal: true, udpTimeout: 5s, udpStreamTimeout: 6s}\n"
+            "http: {healthz: 192.0.2.1, metrics: '[::]:7', mustBind: true,"
+            " countsEndpoints: false}\n"
+            "oomScoreAdj: -5\nlogFormat: json\nserveExternalIPs: false\n",
         )
     )
+    assert config.conntrack == ConntrackSettings(
+        max_per_core=1,
+        min=2,
+        tcp_established_seconds=3,
+        tcp_close_wait_seconds=4,
+        tcp_be_liberal=True,
+        udp_seconds=5,
+        udp_stream_seconds=6,
+    )
+    assert config.http == HttpSettings(
+        healthz=(parse_address("192.0.2.1"), 10256),
+        metrics=(parse_address("::"), 7),
+        must_bind=True,
+        counts_endpoints=False,
+    )
+    assert (config.oom_score_adjust, config.log_format) == (-5, "json")
+    assert config.node.serve_external_ips is False
     node = config.node
     assert (config.manifests, config.socket) == (("/a", "/b"), "/tmp/s")
     assert node.node_name == "node-1"
@@ -65,6 +94,12 @@ def test_every_field_of_a_file(file: Path) -> None:
         userspace=UserspaceSettings(workers=3, transparent=True, transparent_bit=5),
         drain_seconds=60,
     )
+
+
+def test_a_section_of_connection_tracking_that_is_there_counts(file: Path) -> None:
+    assert load(written(file, "")).conntrack is None
+    assert load(written(file, "conntrack: {}")).conntrack == ConntrackSettings()
+    assert load(written(file, "conntrack: null")).conntrack is None
 
 
 def test_flags_win_over_the_file(file: Path) -> None:
@@ -124,6 +159,15 @@ def test_flags_win_over_the_file(file: Path) -> None:
         ("drainSeconds: -1", "drainSeconds", "between 0 and 86400"),
         ("drainSeconds: 86401", "drainSeconds", "between 0 and 86400"),
         ("drainSeconds: 5m", "drainSeconds", "int"),
+        ("http: {healthz: here}", "http.healthz", "'here' is no ADDRESS:PORT"),
+        ("http: {metrics: 127.0.0.1:0}", "http.metrics", "is no ADDRESS:PORT"),
+        ("http: {port: 3}", "http.port", "there is no such field"),
+        ("http: 3", "http", "Expected `object`, got `int`"),
+        ("conntrack: {min: -1}", "conntrack.min", "-1 is not between 0"),
+        ("conntrack: {udpTimeout: 1h1}", "conntrack.udpTimeout", "without a unit"),
+        ("conntrack: {udpTimeout: 700h}", "conntrack.udpTimeout", "up to 2147483s"),
+        ("oomScoreAdj: 1001", "oomScoreAdj", "not between -1000 and 1000"),
+        ("logFormat: xml", "logFormat", "'xml' is no format of log lines"),
         ("nodeName: ' '", "nodeName", "must not be empty"),
         ("clusterCIDRs: [10.0.0.0/33]", "clusterCIDRs", "'10.0.0.0/33' is no CIDR"),
         ("clusterCIDRs: [10.0.0.0/8, 11.0.0.0/8]", "clusterCIDRs", "one range of each IP family"),
