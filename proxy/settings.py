@@ -1,6 +1,6 @@
 """What the operator decides about this node, as far as the resolved table depends on it.
 
-Lives here: typed settings with their defaults. Must not: read files or flags (config.py does).
+Lives here: typed settings with their defaults. Must not: read files or flags (config does).
 """
 
 from enum import StrEnum

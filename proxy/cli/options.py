@@ -113,6 +113,11 @@ def kubeconfig_option(command: F) -> F:
     return _KUBECONFIG_OPTION(command)
 
 
+def log_format_option(command: F) -> F:
+    """Add --log-format."""
+    return _LOG_FORMAT_OPTION(command)
+
+
 def drain_option(command: F) -> F:
     """Add --drain."""
     return _DRAIN_OPTION(command)
