@@ -158,10 +158,8 @@ class Parts:
         # Of the next start: who this node is, and the mark, which other programs may know.
         name, bit = before.node_name, before.masquerade_bit
         self.sync.change(structs.replace(after, node_name=name, masquerade_bit=bit))
-        networks = (after.cluster_cidrs, after.service_cidrs)
-        if networks != (before.cluster_cidrs, before.service_cidrs):
-            await self.dns.change_networks(*networks)
-            self.dns_way.look()
+        await self.dns.change_networks(after.cluster_cidrs, after.service_cidrs)
+        self.dns_way.look()
         return []
 
     async def _change_drain(self, changed: Config) -> list[str]:
