@@ -210,4 +210,10 @@ def test_kubeadms_file_and_what_changes_in_it_while_it_is_used(new_cluster: NewC
     assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
     file.write_text(kubeadm.replace("nodePortAddresses: null", "nodePortAddresses: [10.0.0.0/8]"))
     until(lambda: served.outcome("outside", *served.on_node()) == REFUSED, "ranges count")
+    own = "---\napiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
+    file.write_text(f"{kubeadm}{own}drainSeconds: 7\noomScoreAdj: 700\nmasqueradeBit: 3\n")
+    named = 'at the next start only" fields=masqueradeBit\n'
+    until(lambda: named in f"{cluster.daemon.log_tail(20)}\n", "the rest is named")
+    assert "section=drainSeconds" in cluster.daemon.log_tail(20)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "700\n"
     assert cluster.status().pid == pid
