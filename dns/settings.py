@@ -1,7 +1,7 @@
 """What the operator decides about DNS: each field with its unit, default and reason.
 
 Lives here: the settings, what makes them wrong, and what the zone and its answers are told of them.
-Pure. Must not: read files or flags (proxy/config.py).
+Pure. Must not: read files or flags (proxy/config).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -127,9 +127,10 @@ class Departures:
         now: Callable[[], tuple[Snapshot, Table]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.drain_seconds = drain_seconds
+        """Counts for those that leave from now on."""
         self.flows_cut = 0
         """Flows that were ended, since the start."""
-        self._drain_seconds = drain_seconds
         self._cut = cut
         self._now = now
         self._clock = clock
@@ -157,7 +158,7 @@ class Departures:
         if self._size <= MOST_PENDING // 2:
             self._overflowed = False
         now = self._clock()
-        for one in departures(before, changes, self._drain_seconds):
+        for one in departures(before, changes, self.drain_seconds):
             if self._size >= MOST_PENDING:
                 if not self._overflowed:
                     log.warning("too many departures", remembered=MOST_PENDING)

@@ -21,3 +21,18 @@ def parse_duration(text: str) -> float:
     if len(found) > 1 and not all(one[2] for one in found):
         raise ValueError(f"{text!r} has a number without a unit")
     return sum(float(one[1]) * _SECONDS[one[2] or "s"] for one in found)
+
+
+def whole_seconds(text: str) -> int:
+    """Return seconds; raise ValueError where `text` is no time, or not whole seconds."""
+    seconds = parse_duration(text)
+    if seconds != int(seconds):
+        raise ValueError(f"{text!r} is not whole seconds")
+    return int(seconds)
+
+
+def as_duration(seconds: int) -> str:
+    """Return whole seconds as metav1.Duration is written, such as ``1h0m0s``."""
+    minutes, left = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{left}s"

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
 from vipd.dns.server.service import DnsService
-from vipd.proxy import control, record
+from vipd.proxy import control, oom, record
 from vipd.proxy.answers import Answers
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
@@ -30,6 +31,18 @@ from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
 from vipd.proxy.unreplied import Unreplied
 from vipd.proxy.virtualserver import Changes, Key, Table
+
+_OF_THE_NODE = (
+    "nodeIPs",
+    "clusterCIDRs",
+    "serviceCIDRs",
+    "detectLocalMode",
+    "detectLocal",
+    "masqueradeAll",
+    "nodePortAddresses",
+    "serveExternalIPs",
+)
+"""Fields that are in the table, so that a table of others is all it takes."""
 
 log = structlog.get_logger()
 
@@ -72,7 +85,18 @@ class Parts:
         self.departures = Departures(
             drain_seconds, self.switching.cut, lambda: (self.sync.snapshot, self.sync.table)
         )
-        self.reloading = Reloading(flags, {"dns": self._change_dns}, self.dns.reread)
+        # By field of VipdConfiguration, whatever kind of file says it; what is not here counts at
+        # the next start.
+        self.reloading = Reloading(
+            flags,
+            {
+                **dict.fromkeys(_OF_THE_NODE, self._change_node),
+                "drainSeconds": self._change_drain,
+                "oomScoreAdj": self._change_oom_score,
+                "dns": self._change_dns,
+            },
+            self.dns.reread,
+        )
         self.noticing = Noticing(self.sync, self.switching, source.tell)
         self._follows_file = flags.config is not None
         answers = Answers(
@@ -133,3 +157,21 @@ class Parts:
 
     async def _change_dns(self, changed: Config) -> list[str]:
         return await self.dns_way.change(changed, lambda: self.dns.change(changed.dns))
+
+    async def _change_node(self, changed: Config) -> list[str]:
+        before, after = self.sync.settings, changed.node
+        # Of the next start: who this node is, and the mark, which other programs may know.
+        name, bit = before.node_name, before.masquerade_bit
+        self.sync.change(structs.replace(after, node_name=name, masquerade_bit=bit))
+        await self.dns.change_networks(after.cluster_cidrs, after.service_cidrs)
+        self.dns_way.look()
+        return []
+
+    async def _change_drain(self, changed: Config) -> list[str]:
+        seconds = changed.dataplane.drain_seconds
+        self.departures.drain_seconds = self.switching.drain_seconds = seconds
+        return []
+
+    async def _change_oom_score(self, changed: Config) -> list[str]:
+        oom.adjust(changed.oom_score_adjust)
+        return []

@@ -5,13 +5,12 @@ wrong changes nothing; fields that nobody here takes while running are named.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
 import structlog
-from msgspec import structs
 
 from vipd.dns.forward.sources import changes
-from vipd.proxy.config import Config, Flags, VipdConfiguration, checked, read
+from vipd.proxy.config import Config, Flags, Loaded, Note, as_file, loaded
 from vipd.proxy.errors import VipdError
 
 RETRY_SECONDS = 10.0
@@ -30,8 +29,9 @@ Tell = Callable[[str, Sequence[str]], None]
 class Reloading:
     """Keeps a process in step with the file that `flags` name.
 
-    `sections` are the fields of VipdConfiguration that are taken while running, `concerned` all
-    that the process has a use for. Raise ConfigError.
+    `sections` are the fields of VipdConfiguration that are taken while running, whatever kind of
+    file says them; `concerned` are all that the process has a use for, None: all there are. Raise
+    ConfigError.
     """
 
     def __init__(
@@ -39,12 +39,14 @@ class Reloading:
         flags: Flags,
         sections: Mapping[str, Take],
         tell: Tell = lambda refused, restart: None,
-        concerned: Collection[str] = VipdConfiguration.__struct_fields__,
+        concerned: Collection[str] | None = None,
     ) -> None:
         self._flags, self._sections, self._tell = flags, sections, tell
         self._concerned = concerned
-        self._runs_by = read(flags)
-        """What counts now, as the file would say it."""
+        now = loaded(flags)
+        self._runs_by = as_file(now.config)
+        """What counts now, as a VipdConfiguration would say it."""
+        self._notes = now.notes
         self._left: dict[str, Sequence[str]] = {}
         """Fields of sections that count at the next start only."""
         self._named: list[str] = []
@@ -90,13 +92,13 @@ class Reloading:
         is_retry, self._is_retry = self._is_retry, False
         is_good = False
         try:
-            told = await asyncio.to_thread(read, self._flags)
-            config = await asyncio.to_thread(checked, self._flags, told)
+            now = await asyncio.to_thread(loaded, self._flags)
             is_good = True
+            told = as_file(now.config)
             for field in self._differences(told):
                 if field in self._sections:
-                    self._left[field] = await self._sections[field](config)
-                    setattr(self._runs_by, field, getattr(told, field))
+                    self._left[field] = await self._sections[field](now.config)
+                    self._runs_by[field] = told.get(field)
                     log.info("configuration is taken", section=field)
         except VipdError as error:
             if is_good:
@@ -110,7 +112,9 @@ class Reloading:
             self._refused = str(error)
             return
         self._refused = ""
-        restart = [*map(_spelled, self._differences(told)), *self._fields_left()]
+        tell_without_effect(now.notes, self._notes)
+        self._notes = now.notes
+        restart = [*self._fields_that_differ(told, now), *self._fields_left()]
         if restart and restart != self._named:
             log.warning("configuration counts at the next start only", fields=", ".join(restart))
         self._named = restart
@@ -123,13 +127,36 @@ class Reloading:
     def _fields_left(self) -> list[str]:
         return [f"{section}.{field}" for section, left in self._left.items() for field in left]
 
-    def _differences(self, told: VipdConfiguration) -> list[str]:
-        """Return the fields that the file says otherwise than counts."""
+    def _differences(self, told: Mapping[str, object]) -> list[str]:
+        """Return the fields that are to be otherwise than they are now."""
         ours = self._runs_by
-        return [one for one in self._concerned if getattr(ours, one) != getattr(told, one)]
+        return [
+            one
+            for one in dict.fromkeys((*told, *ours))
+            if ours.get(one) != told.get(one)
+            and (self._concerned is None or one in self._concerned)
+        ]
+
+    def _fields_that_differ(self, told: Mapping[str, object], now: Loaded) -> Iterator[str]:
+        """Yield the same field by field, as the file spells them."""
+        for one in self._differences(told):
+            for path in _inside(one, self._runs_by.get(one), told.get(one)):
+                where = now.origins.get(path, "")
+                yield where.removeprefix(f"{self._flags.config}: ").partition(" ")[0] or path
 
 
-def _spelled(field: str) -> str:
-    """Return the name of a field as the file spells it."""
-    names = {one.name: one.encode_name for one in structs.fields(VipdConfiguration)}
-    return names[field]
+def tell_without_effect(notes: Sequence[Note], told_before: Collection[Note] = ()) -> None:
+    """Log what is said and has no effect, each once."""
+    for one in notes:
+        if one not in told_before:
+            log.warning("configuration without effect", where=one.where, instead=one.instead)
+
+
+def _inside(path: str, before: object, after: object) -> Iterator[str]:
+    """Yield the paths of the values that differ in a field or section."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys((*before, *after)):
+            if before.get(name) != after.get(name):
+                yield from _inside(f"{path}.{name}", before.get(name), after.get(name))
+    else:
+        yield path

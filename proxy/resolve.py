@@ -81,12 +81,14 @@ def network(snapshot: Snapshot, settings: NodeSettings) -> NodeNetwork:
     """Return the node-wide part of the table."""
     cidrs = {cidr for one in snapshot.service_cidrs.values() for cidr in one.cidrs}
     ranges = settings.node_port_addresses
+    own = node_addresses(snapshot, settings)
+    primary = tuple(ip_network(address) for address in own if not address.is_loopback)
     if ranges is None:
-        own = node_addresses(snapshot, settings)
-        ranges = tuple(ip_network(address) for address in own if not address.is_loopback)
+        ranges = primary
         if not own:
             ranges = _EVERYWHERE  # nobody said which address is the primary one
     else:
+        ranges = (*ranges, *primary) if settings.node_port_primary else ranges
         # kube-proxy's rule: a list without a range of a family leaves that family open (§9.4).
         given = {family_of(one) for one in ranges}
         ranges = (*ranges, *(one for one in _EVERYWHERE if family_of(one) not in given))
@@ -96,14 +98,17 @@ def network(snapshot: Snapshot, settings: NodeSettings) -> NodeNetwork:
         service_cidrs=collapse([*cidrs, *settings.service_cidrs]),
         masquerade_mark=1 << settings.masquerade_bit,
         own_addresses=snapshot.own_addresses,
-        primary_addresses=node_addresses(snapshot, settings),
+        primary_addresses=own,
     )
 
 
 def node_addresses(snapshot: Snapshot, settings: NodeSettings) -> tuple[Address, ...]:
-    """Return this node's primary addresses, at most one of each family."""
+    """Return this node's primary addresses, at most one of each family.
+
+    What the settings say of a family wins over the Node object (kube-proxy's `bindAddress`).
+    """
     node = snapshot.nodes.get(settings.node_name)
-    candidates = settings.node_ips or (node.addresses if node else ())
+    candidates = (*settings.node_ips, *(node.addresses if node else ()))
     first: dict[Family, Address] = {}
     for address in candidates:
         first.setdefault(family_of(address), address)
@@ -127,6 +132,7 @@ class ThisNode(Struct, frozen=True):
     tells_pods: frozenset[Family]
     """Families for which the detect-local mode can tell pods from other sources."""
     masquerade_all: bool
+    serves_external_ips: bool
     dns: frozenset[tuple[Address, int]]
     """Where vipd's DNS server answers."""
 
@@ -141,6 +147,7 @@ def this_node(snapshot: Snapshot, settings: NodeSettings) -> ThisNode:
         node_addresses(snapshot, settings),
         frozenset(told),
         settings.masquerade_all,
+        settings.serve_external_ips,
         settings.dns_listens,
     )
 
@@ -183,6 +190,8 @@ def virtual_servers(
             lists = usable(slices, owner, family, node.here, _weigher(service))
             for kind, address in _places(service, port, family):
                 if address is not None and is_dns(address, port.port, port.protocol, node.dns):
+                    continue
+                if kind is Kind.EXTERNAL and not node.serves_external_ips:
                     continue
                 key = Key(family, address, port.protocol, port.port if address else port.node_port)
                 # The first kind wins, so that a load-balancer address keeps its source ranges.

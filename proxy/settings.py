@@ -1,6 +1,6 @@
 """What the operator decides about this node, as far as the resolved table depends on it.
 
-Lives here: typed settings with their defaults. Must not: read files or flags (config.py does).
+Lives here: typed settings with their defaults. Must not: read files or flags (config does).
 """
 
 from enum import StrEnum
@@ -103,7 +103,7 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     node_name: str
     """Name of this node; decides which endpoints are local. Default: the lower-cased host name."""
     node_ips: tuple[Address, ...] = ()
-    """This node's addresses. Empty (the default): those of its Node object."""
+    """This node's addresses. Of a family that has none here: those of its Node object."""
     detect_local: DetectLocal = DetectLocal.CLUSTER_CIDR
     """Which sources count as pods; the others are masqueraded when they use a cluster IP."""
     cluster_cidrs: tuple[Network, ...] = ()
@@ -118,6 +118,10 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     """Ranges of own addresses that answer node ports. None (the default): the node's primary
     addresses only, as kube-proxy's nftables mode does; every own address where neither a Node
     object nor `node_ips` says which they are. All: 0.0.0.0/0 and ::/0."""
+    node_port_primary: bool = False
+    """Whether the primary addresses answer them beside `node_port_addresses`."""
+    serve_external_ips: bool = True
+    """Whether `spec.externalIPs` of Services are served (CVE-2020-8554, KEP-5707)."""
     service_cidrs: tuple[Network, ...] = ()
     """Ranges of cluster IPs, added to those of ServiceCIDR objects: unallocated addresses in them
     are dropped. Empty: nothing is dropped."""

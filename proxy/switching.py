@@ -69,7 +69,8 @@ class Switching:
         self._path = path
         self._make = make
         self._skeleton = skeleton
-        self._drain_seconds = drain_seconds
+        self.drain_seconds = drain_seconds
+        """What a dataplane has that is left from now on."""
         self._on_synced = on_synced
         self._on_commit = on_commit
         self._prepare = prepare
@@ -131,7 +132,7 @@ class Switching:
             raise ControlError(f"a switch to {self.report.target} is under way")
         if not self.serving.synced:
             raise ControlError(f"mode {self.state.serving} is not in step yet: wait for its sync")
-        seconds = self._drain_seconds if drain_seconds is None else drain_seconds
+        seconds = self.drain_seconds if drain_seconds is None else drain_seconds
         waiting = self.state.then.mode if self.state.then is not None else None
         if drain_seconds is not None and mode in {self.state.serving, waiting}:
             self._tell(switch.Shortened(now() + drain_seconds))
@@ -258,7 +259,7 @@ class Switching:
         modes = [mode for mode in others if await self._has_leftovers(mode, mode in recorded)]
         if modes:
             log.info("left by another mode", modes=modes)
-        self.state, actions = switch.found(self.state, modes, self._drain_seconds, now())
+        self.state, actions = switch.found(self.state, modes, self.drain_seconds, now())
         self._save()
         await self._perform(actions)
         self._go_on()

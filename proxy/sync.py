@@ -81,6 +81,13 @@ class Sync:
             return
         self._update(touched)
 
+    def change(self, settings: NodeSettings) -> None:
+        """Serve by other settings from now on, but for where DNS is left to. O(services)."""
+        listens = self.settings.dns_listens
+        self.settings = structs.replace(settings, dns_listens=listens)
+        if self.listed:
+            self._update(Touched(nodes=frozenset({settings.node_name}), service_cidrs=True))
+
     def leave_to_dns(self, listens: frozenset[tuple[Address, int]]) -> None:
         """Let vipd's DNS server answer there from now on, and nowhere else."""
         moved = {address for address, _ in listens ^ self.settings.dns_listens}

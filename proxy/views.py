@@ -155,6 +155,8 @@ class SettingsView(Struct, frozen=True):
     masquerade_all: bool
     masquerade_bit: int
     node_port_addresses: list[str] | None
+    node_port_primary: bool
+    serve_external_ips: bool
     service_cidrs: list[str]
     dns_listens: list[tuple[str, int]]
     own_addresses: list[str]
@@ -177,6 +179,8 @@ class SettingsView(Struct, frozen=True):
             masquerade_all=self.masquerade_all,
             masquerade_bit=self.masquerade_bit,
             node_port_addresses=None if ranges is None else tuple(map(parse_network, ranges)),
+            node_port_primary=self.node_port_primary,
+            serve_external_ips=self.serve_external_ips,
             service_cidrs=tuple(map(parse_network, self.service_cidrs)),
             dns_listens=frozenset((parse_address(one), port) for one, port in self.dns_listens),
         )
@@ -197,6 +201,8 @@ def settings(
         masquerade_all=node.masquerade_all,
         masquerade_bit=node.masquerade_bit,
         node_port_addresses=None if ranges is None else list(map(str, ranges)),
+        node_port_primary=node.node_port_primary,
+        serve_external_ips=node.serve_external_ips,
         service_cidrs=list(map(str, node.service_cidrs)),
         dns_listens=sorted((str(one), port) for one, port in node.dns_listens),
         own_addresses=list(map(str, own_addresses)),

@@ -18,7 +18,7 @@ from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, fold
 from vipd.proxy.sources.protocol import Source
 
-_CONCERNED = ("manifests", "cluster_cidrs", "service_cidrs", "dns")
+_CONCERNED = ("manifests", "kubeconfig", "clusterCIDRs", "serviceCIDRs", "dns")
 """Fields of the configuration that mean something here."""
 
 LOOK_SECONDS = 10.0

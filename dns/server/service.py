@@ -19,7 +19,7 @@ from vipd.dns.server.messages import Tell, Told, WireListen
 from vipd.dns.server.takeover import find, quit_all
 from vipd.dns.server.workers import Workers
 from vipd.dns.settings import DnsSettings, Listen, zone_settings
-from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
+from vipd.proxy.errors import Busy, DataplaneError, UnknownResult, VipdError
 from vipd.proxy.events import Event
 from vipd.proxy.names import Network, parse_address
 from vipd.proxy.snapshot import Snapshot, Touched
@@ -68,6 +68,7 @@ class DnsService:
         pods: Sequence[Network] = (),
         networks: Sequence[Network] = (),
     ) -> None:
+        self._told = settings
         self._pods, self._networks = tuple(map(str, pods)), tuple(map(str, networks))
         self._kept = Kept(pods=settings.pods == "verified")
         self._workers = Workers(
@@ -152,9 +153,26 @@ class DnsService:
         if zone_settings(whole) != zone_settings(self.settings):
             self._kept.stamp(self._kept.everything(), time.time())
         await self._workers.change(whole)
+        self._told = settings
         if self.listens != before:
             self._started()
         return needed
+
+    async def change_networks(self, pods: Sequence[Network], networks: Sequence[Network]) -> None:
+        """Let other pod networks ask, and answer reverse names of others, from now on.
+
+        Raise what `change` raises; nothing has changed then.
+        """
+        before = (self._pods, self._networks)
+        asked = (tuple(map(str, pods)), tuple(map(str, networks)))
+        if asked == before:
+            return
+        self._pods, self._networks = asked
+        try:
+            await self.change(self._told)
+        except VipdError:
+            self._pods, self._networks = before
+            raise
 
     def reread(self, refused: str, restart_needed: Sequence[str]) -> None:
         """Note what became of the configuration file when it was read again."""

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vipd.proxy.cli.dns_query import query
-from vipd.proxy.cli.options import flags, json_option, kubeconfig_option, socket_option
+from vipd.proxy.cli.options import (
+    flags,
+    json_option,
+    kubeconfig_option,
+    log_format_option,
+    socket_option,
+)
 from vipd.proxy.words import counted
 
 if TYPE_CHECKING:
@@ -56,21 +62,15 @@ dns.add_command(query)
 @click.option(
     "--config",
     metavar="FILE",
-    help="File of kind VipdConfiguration; its section dns is followed.",
+    help="File of kind VipdConfiguration or KubeProxyConfiguration; section dns is followed.",
 )
 @click.option("--cluster-cidr", metavar="CIDR[,CIDR]", help="Pod networks: they may ask.")
 @click.option("--service-cidr", metavar="CIDR[,CIDR]", help="Ranges of cluster IPs.")
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="How log lines are written to standard error. Default: text.",
-)
+@log_format_option
 @click.argument("more", nargs=-1, metavar="[PATH]…")
 def serve(
     manifests: tuple[str, ...],
     more: tuple[str, ...],
-    log_format: str,
     **told: Any,
 ) -> None:
     """Answer the names of manifests' services, without a dataplane.
@@ -93,7 +93,7 @@ def serve(
     config = load(said)
     if not config.dns.listen:
         raise ConfigError("--listen", "say where to answer, such as --listen 127.0.0.1:5353")
-    logs.configure(log_format)
+    logs.configure(config.log_format)
     chosen = source(config, node=False)
     asyncio.run(alone.serve(config, chosen, _tell_ready, said))
 

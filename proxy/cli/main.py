@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 degraded.
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,6 +19,8 @@ from vipd.proxy.errors import ConfigError, VipdError
 from vipd.proxy.version import VERSION
 
 FAILED, USAGE, DEGRADED = 1, 2, 3
+_SAYS_MANIFESTS = re.compile(rb"""^[^#\n]*\bmanifests["']?[ \t]*:""", re.MULTILINE)
+"""In a configuration file, without reading it as YAML."""
 _STAYS = (["run"], ["dns", "serve"])
 """The commands that stay until they are ended, so that their size counts."""
 
@@ -27,6 +30,7 @@ _COMMANDS = {
     "status": ("vipd.proxy.cli.reads", "status", "How the daemon is: mode, syncs, problems."),
     "services": ("vipd.proxy.cli.services", "services", "Virtual servers and their endpoints."),
     "mode": ("vipd.proxy.cli.mode", "mode", "The dataplane in use, or a live switch to another."),
+    "config": ("vipd.proxy.cli.config", "config", "Is a configuration right, and what counts."),
     "check": ("vipd.proxy.cli.reads", "check", "What this kernel and host can do, mode by mode."),
     "render": ("vipd.proxy.cli.offline", "render", "The program for manifests, as text; no root."),
     "plan": ("vipd.proxy.cli.offline", "plan", "What a commit of manifests would change, as text."),
@@ -83,7 +87,7 @@ def _may_ask_api_server(words: Sequence[str]) -> bool:
         if flag.partition("=")[0] == "--config":
             try:
                 with open(path, "rb") as config:
-                    return b"manifests" not in config.read(1 << 20)
+                    return not _SAYS_MANIFESTS.search(config.read(1 << 20))
             except OSError:
                 return False
     return True

@@ -1,6 +1,7 @@
 """Options that several commands share, so that they read the same everywhere.
 
-Lives here: click decorators and how they become `Flags`. Must not: do anything.
+Lives here: click decorators and how they become `Flags`. Must not: do anything. kube-proxy's flags
+are in kube_proxy_options.py.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,25 @@ from vipd.proxy.config import DEFAULT_SOCKET, Flags
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NODE_OPTIONS = [
-    click.option("--config", metavar="FILE", help="File of kind VipdConfiguration."),
+    click.option(
+        "--config",
+        metavar="FILE",
+        help="File of kind VipdConfiguration, KubeProxyConfiguration, or with one of each.",
+    ),
     click.option(
         "--mode",
+        "--proxy-mode",
+        "mode",
         help="Dataplane: nftables, iptables, ipvs, userspace, or auto (the default): "
         "the first that works.",
     ),
-    click.option("--node-name", metavar="NAME", help="This node's name. Default: the host name."),
+    click.option(
+        "--node-name",
+        "--hostname-override",
+        "node_name",
+        metavar="NAME",
+        help="This node's name. Default: the host name.",
+    ),
     click.option(
         "--node-ip", metavar="IP[,IP]", help="Its addresses. Default: of its Node object."
     ),
@@ -30,12 +43,11 @@ _NODE_OPTIONS = [
     click.option(
         "--nodeport-addresses",
         "node_port_addresses",
-        metavar="CIDR,…|primary",
+        metavar="CIDR,…|primary|all",
         help="Own addresses that answer node ports. Default: primary.",
     ),
     click.option(
-        "--masquerade-all",
-        is_flag=True,
+        "--masquerade-all/--no-masquerade-all",
         default=None,
         help="Masquerade all traffic to cluster IPs.",
     ),
@@ -50,6 +62,25 @@ _KUBECONFIG_OPTION = click.option(
     metavar="FILE",
     help="Follow the API server that this file leads to. Default without manifests: in a pod, the"
     " cluster's own.",
+)
+_MANIFESTS_OPTION = click.option(
+    "--manifests",
+    multiple=True,
+    metavar="PATH",
+    help="File or folder of manifests, or - for standard input once. Repeatable.",
+)
+_DNS_LISTEN_OPTION = click.option(
+    "--dns-listen",
+    multiple=True,
+    metavar="ADDR:PORT",
+    help="Answer the cluster's names there, over UDP and TCP. Repeatable. Default: nowhere.",
+)
+_LOG_FORMAT_OPTION = click.option(
+    "--log-format",
+    "--logging-format",
+    "log_format",
+    type=click.Choice(["text", "json"]),
+    help="How log lines are written to standard error. Default: text.",
 )
 _DRAIN_OPTION = click.option(
     "--drain",
@@ -70,9 +101,21 @@ def node_options(command: F) -> F:
     return command
 
 
+def daemon_options(command: F) -> F:
+    """Add the options of a daemon, but for those that other commands have, too."""
+    for option in (_LOG_FORMAT_OPTION, _DNS_LISTEN_OPTION, _MANIFESTS_OPTION):
+        command = option(command)
+    return command
+
+
 def kubeconfig_option(command: F) -> F:
     """Add --kubeconfig."""
     return _KUBECONFIG_OPTION(command)
+
+
+def log_format_option(command: F) -> F:
+    """Add --log-format."""
+    return _LOG_FORMAT_OPTION(command)
 
 
 def drain_option(command: F) -> F:

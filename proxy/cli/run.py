@@ -1,10 +1,17 @@
 """`vipd run`: the daemon in the foreground."""
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from vipd.proxy.cli.kube_proxy_options import (
+    KubeProxyCommand,
+    kube_proxy_options,
+    without_effect,
+)
 from vipd.proxy.cli.options import (
+    daemon_options,
     drain_option,
     flags,
     kubeconfig_option,
@@ -13,46 +20,53 @@ from vipd.proxy.cli.options import (
 )
 
 
-@click.command()
-@click.option(
-    "--manifests",
-    multiple=True,
-    metavar="PATH",
-    help="File or folder of manifests, or - for standard input once. Repeatable.",
-)
-@click.option(
-    "--dns-listen",
-    multiple=True,
-    metavar="ADDR:PORT",
-    help="Answer the cluster's names there, over UDP and TCP. Repeatable. Default: nowhere.",
-)
+@click.command(cls=KubeProxyCommand)
+@daemon_options
 @kubeconfig_option
 @node_options
 @drain_option
 @socket_option
+@kube_proxy_options
 @click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="How log lines are written to standard error. Default: text.",
+    "--write-config-to",
+    metavar="FILE",
+    help="Write what counts to FILE, as a VipdConfiguration, and end.",
 )
 @click.argument("more", nargs=-1, metavar="[PATH]…")
-def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **told: Any) -> None:
+def run(
+    manifests: tuple[str, ...],
+    more: tuple[str, ...],
+    write_config_to: str | None,
+    **told: Any,
+) -> None:
     """Serve the services of this node until SIGTERM.
 
-    What was programmed stays when the daemon ends; `vipd cleanup` removes it.
+    Takes kube-proxy's flags, too; those that have no effect are named in the log. What was
+    programmed stays when the daemon ends; `vipd cleanup` removes it.
     """
     import asyncio
 
-    from vipd.proxy import daemon, logs
+    from vipd.proxy import daemon, logs, oom
     from vipd.proxy.cli.source import source
-    from vipd.proxy.config import load
+    from vipd.proxy.config import as_file, loaded
+    from vipd.proxy.reload import tell_without_effect
 
     if more and not manifests:
         raise click.UsageError(f"unexpected argument {more[0]!r}; did you mean --manifests?")
-    said = flags((*manifests, *more), **told)
-    config = load(said)
-    logs.configure(log_format)
+    said = flags((*manifests, *more), without_effect=without_effect(), **told)
+    found = loaded(said)
+    config = found.config
+    if write_config_to is not None:
+        from ryaml import dumps  # type: ignore[attr-defined] # its stub forgets to say so
+
+        told_by_it = as_file(config)
+        if "nodeName" not in found.origins:
+            del told_by_it["nodeName"]  # it is to be the file of every node
+        Path(write_config_to).write_text(dumps(told_by_it))
+        return
+    logs.configure(config.log_format)
+    tell_without_effect(found.notes)
+    oom.adjust(config.oom_score_adjust)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     chosen = source(config)
     asyncio.run(daemon.run(config, chosen, said))

@@ -39,6 +39,8 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     masquerade_all: bool = False
     masquerade_bit: int = 14
     node_port_addresses: list[str] | None = None
+    node_port_primary: bool = False
+    external_ips: bool = True
     service_ranges: list[str] = []
     dns_listens: list[str] = []
 
@@ -54,6 +56,8 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
             masquerade_all=self.masquerade_all,
             masquerade_bit=self.masquerade_bit,
             node_port_addresses=None if ranges is None else tuple(map(parse_network, ranges)),
+            node_port_primary=self.node_port_primary,
+            serve_external_ips=self.external_ips,
             service_cidrs=tuple(map(parse_network, self.service_ranges)),
             dns_listens=frozenset(map(parse_listen, self.dns_listens)),
         )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ from vipd.backends.registry import NEED_OWN_ADDRESSES
 from vipd.proxy.control import read
 from vipd.proxy.names import Address, Family, parse_address
 from vipd.proxy.views import SettingsView
+
+KUBEADM = Path(__file__).parents[1] / "cases/configuration/kubeadm.conf"
 
 pytestmark = [pytest.mark.netns, pytest.mark.modes(*MODES)]
 
@@ -183,3 +186,34 @@ def test_another_masquerade_bit(new_cluster: NewCluster, flavour: Flavour) -> No
     is_marked = re.search(r"\b0x0*8\b", written) is not None
     assert is_marked != cluster.differs("source-is-the-node")
     assert not re.search(r"\b0x0*4000\b", written)
+
+
+def test_kubeadms_file_and_what_changes_in_it_while_it_is_used(new_cluster: NewCluster) -> None:
+    cluster = configured(new_cluster(), "")
+    file = cluster.folder.parent / "vipd.yaml"
+    kubeadm = KUBEADM.read_text()
+    file.write_text(kubeadm)
+    cluster.start()
+    served = cluster.serve(TCP4, LOCAL, type="NodePort")
+    served.change(externalIPs=[str(served.outside_address)])
+    external = (served.outside_address, 80)
+    assert served.outcome("client-1") == f"{LOCAL} saw client-1"
+    assert served.outcome("outside", *external) == f"{LOCAL} saw node"
+    pid = cluster.status().pid
+    everybody = kubeadm.replace("masqueradeAll: false", "masqueradeAll: true")
+    file.write_text(f"{everybody}featureGates: {{AllowServiceExternalIPs: false}}\n")
+    until(lambda: served.outcome("client-1") == f"{LOCAL} saw node", "everybody is masqueraded")
+    assert served.outcome("outside", *external) != f"{LOCAL} saw node"
+    assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
+    file.write_text(everybody.replace("nodePortAddresses: null", "nodePortAddresses: [0]"))
+    until(lambda: "is refused" in cluster.daemon.log_tail(20), "it is refused")
+    assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
+    file.write_text(kubeadm.replace("nodePortAddresses: null", "nodePortAddresses: [10.0.0.0/8]"))
+    until(lambda: served.outcome("outside", *served.on_node()) == REFUSED, "ranges count")
+    own = "---\napiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
+    file.write_text(f"{kubeadm}{own}drainSeconds: 7\noomScoreAdj: 700\nmasqueradeBit: 3\n")
+    named = 'at the next start only" fields=masqueradeBit\n'
+    until(lambda: named in f"{cluster.daemon.log_tail(20)}\n", "the rest is named")
+    assert "section=drainSeconds" in cluster.daemon.log_tail(20)
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "700\n"
+    assert cluster.status().pid == pid

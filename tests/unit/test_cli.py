@@ -15,6 +15,7 @@ COMMANDS = (
     "status",
     "services",
     "mode",
+    "config",
     "check",
     "render",
     "plan",

@@ -8,7 +8,14 @@ from vipd.proxy.config import DEFAULT_SOCKET, Flags, load
 from vipd.proxy.durations import parse_duration
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.names import parse_address, parse_network
-from vipd.proxy.settings import DataplaneSettings, DetectLocal, IpvsSettings, UserspaceSettings
+from vipd.proxy.settings import (
+    ConntrackSettings,
+    DataplaneSettings,
+    DetectLocal,
+    HttpSettings,
+    IpvsSettings,
+    UserspaceSettings,
+)
 
 HEAD = "apiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
 
@@ -42,9 +49,31 @@ def test_every_field_of_a_file(file: Path) -> None:
             "detectLocal: {interfaceNamePrefix: cali}\nmasqueradeAll: true\nmasqueradeBit: 3\n"
             "nodePortAddresses: [0.0.0.0/0]\nsocket: /tmp/s\ndrainSeconds: 60\n"
             "ipvs: {scheduler: wlc, tcpTimeout: 15m0s, tcpFinTimeout: 2m, udpTimeout: 300s,"
-            " strictARP: true}\nuserspace: {workers: 3, transparent: true, transparentBit: 5}\n",
+            " strictARP: true}\nuserspace: {workers: 3, transparent: true, transparentBit: 5}\n"
+            "conntrack: {maxPerCore: 1, min: 2, tcpEstablishedTimeout: 3s, tcpCloseWaitTimeout: 4s,"
+            " tcpBeLiberal: true, udpTimeout: 5s, udpStreamTimeout: 6s}\n"
+            "http: {healthz: 192.0.2.1, metrics: '[::]:7', mustBind: true,"
+            " countsEndpoints: false}\n"
+            "oomScoreAdj: -5\nlogFormat: json\nserveExternalIPs: false\n",
         )
     )
+    assert config.conntrack == ConntrackSettings(
+        max_per_core=1,
+        min=2,
+        tcp_established_seconds=3,
+        tcp_close_wait_seconds=4,
+        tcp_be_liberal=True,
+        udp_seconds=5,
+        udp_stream_seconds=6,
+    )
+    assert config.http == HttpSettings(
+        healthz=(parse_address("192.0.2.1"), 10256),
+        metrics=(parse_address("::"), 7),
+        must_bind=True,
+        counts_endpoints=False,
+    )
+    assert (config.oom_score_adjust, config.log_format) == (-5, "json")
+    assert config.node.serve_external_ips is False
     node = config.node
     assert (config.manifests, config.socket) == (("/a", "/b"), "/tmp/s")
     assert node.node_name == "node-1"
@@ -65,6 +94,12 @@ def test_every_field_of_a_file(file: Path) -> None:
         userspace=UserspaceSettings(workers=3, transparent=True, transparent_bit=5),
         drain_seconds=60,
     )
+
+
+def test_a_section_of_connection_tracking_that_is_there_counts(file: Path) -> None:
+    assert load(written(file, "")).conntrack is None
+    assert load(written(file, "conntrack: {}")).conntrack == ConntrackSettings()
+    assert load(written(file, "conntrack: null")).conntrack is None
 
 
 def test_flags_win_over_the_file(file: Path) -> None:
@@ -112,7 +147,7 @@ def test_flags_win_over_the_file(file: Path) -> None:
         ("ipvs: {strictArp: true}", "ipvs", "strictArp"),
         ("ipvs: {tcpTimeout: soon}", "ipvs.tcpTimeout", "'soon' is no time"),
         ("ipvs: {tcpTimeout: -5s}", "ipvs.tcpTimeout", "'-5s' is no time"),
-        ("ipvs: {udpTimeout: 1500ms}", "ipvs.udpTimeout", "not whole seconds up to 2147483s"),
+        ("ipvs: {udpTimeout: 1500ms}", "ipvs.udpTimeout", "not whole seconds"),
         ("ipvs: {tcpFinTimeout: 700h}", "ipvs.tcpFinTimeout", "up to 2147483s"),
         ("userspace: {transparent: 1}", "userspace.transparent", "bool"),
         ("userspace: {transparentBit: 32}", "userspace.transparentBit", "between 0 and 31"),
@@ -124,12 +159,21 @@ def test_flags_win_over_the_file(file: Path) -> None:
         ("drainSeconds: -1", "drainSeconds", "between 0 and 86400"),
         ("drainSeconds: 86401", "drainSeconds", "between 0 and 86400"),
         ("drainSeconds: 5m", "drainSeconds", "int"),
+        ("http: {healthz: here}", "http.healthz", "'here' is no ADDRESS:PORT"),
+        ("http: {metrics: 127.0.0.1:0}", "http.metrics", "is no ADDRESS:PORT"),
+        ("http: {port: 3}", "http.port", "there is no such field"),
+        ("http: 3", "http", "Expected `object`, got `int`"),
+        ("conntrack: {min: -1}", "conntrack.min", "-1 is not between 0"),
+        ("conntrack: {udpTimeout: 1h1}", "conntrack.udpTimeout", "without a unit"),
+        ("conntrack: {udpTimeout: 700h}", "conntrack.udpTimeout", "up to 2147483s"),
+        ("oomScoreAdj: 1001", "oomScoreAdj", "not between -1000 and 1000"),
+        ("logFormat: xml", "logFormat", "'xml' is no format of log lines"),
         ("nodeName: ' '", "nodeName", "must not be empty"),
         ("clusterCIDRs: [10.0.0.0/33]", "clusterCIDRs", "'10.0.0.0/33' is no CIDR"),
         ("clusterCIDRs: [10.0.0.0/8, 11.0.0.0/8]", "clusterCIDRs", "one range of each IP family"),
         ("serviceCIDRs: [x]", "serviceCIDRs", "'x' is no CIDR"),
         ("nodeIPs: [1.2.3]", "nodeIPs", "'1.2.3' is no address"),
-        ("nodePortAddresses: [primary, 10.0.0.0/8]", "nodePortAddresses", "'primary' is no CIDR"),
+        ("nodePortAddresses: [primary, near]", "nodePortAddresses", "'near' is no CIDR"),
         ("detectLocalMode: Guess", "detectLocalMode", "Guess"),
         ("detectLocalMode: BridgeInterface", "detectLocal.bridgeInterface", "no interface name"),
         (
@@ -175,8 +219,9 @@ def test_a_wrong_flag_is_named(flags: Flags, where: str) -> None:
         ("apiVersion: vipd/v2\nkind: VipdConfiguration\n", "must be vipd/v1alpha1"),
         ("- a\n- b\n", "not"),
         ("{", ""),
-        ("", "holds 0 documents"),
-        (HEAD + "---\n" + HEAD, "holds 2 documents"),
+        ("", "holds no document of kind VipdConfiguration or KubeProxyConfiguration"),
+        (HEAD + "---\n" + HEAD, "holds more than one document of kind VipdConfiguration"),
+        (HEAD + "mode: ipvs\nmode: iptables\n", "mode: is there twice"),
     ],
 )
 def test_a_file_that_is_no_configuration(file: Path, text: str, why: str) -> None:

@@ -115,6 +115,16 @@ async def test_tcp_flows_of_an_endpoint_that_is_gone_end_at_the_deadline(world: 
     assert await world.later(1000.0) == []
 
 
+async def test_another_deadline_counts_for_those_that_leave_from_then_on(world: World) -> None:
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    world.departures.drain_seconds = 7.0
+    world.endpoints()
+    assert f"{TCP} {ONE}:8080" in await world.later(7.0)
+    assert await world.later(52.9) == []
+    assert await world.later(0.1) == BOTH[1:]
+
+
 async def test_udp_flows_to_an_endpoint_that_is_gone_end_at_once_once_it_is(world: World) -> None:
     world.endpoints(ONE, TWO)
     world.endpoints(ONE, f"{TWO} terminating")

@@ -35,6 +35,7 @@ from vipd.proxy import reload
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.events import Synced
+from vipd.proxy.names import parse_network
 from vipd.proxy.reload import Reloading
 
 HEAD = "apiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
@@ -195,6 +196,28 @@ async def test_forwarding_is_turned_on_and_off() -> None:
         await daemon.service.change(changed(SETTINGS, forwards=False))
         await daemon.service.in_step()
         assert rcode(await client.ask(question("a.example."))) == "REFUSED"
+        client.close()
+
+
+async def test_other_networks_have_their_reverse_names_here_and_may_ask() -> None:
+    settings = changed(SETTINGS, forwards=False)
+    async with running(settings) as daemon:
+        client = Datagrams(daemon.address)
+        await shown(client, "10.96.0.1")
+        asked = dns.message.make_query("9.0.9.10.in-addr.arpa.", "PTR").to_wire()
+        assert rcode(await client.ask(asked)) == "REFUSED"
+        pods, services = parse_network("10.8.0.0/16"), parse_network("10.9.0.0/16")
+        await daemon.service.change_networks([pods], [services])
+        await daemon.service.in_step()
+        assert rcode(await client.ask(asked)) == "NXDOMAIN"
+        await daemon.service.change(changed(settings, ttl=9))
+        await daemon.service.in_step()
+        assert rcode(await client.ask(asked)) == "NXDOMAIN"
+        assert "10.8.0.0/16" in daemon.service.settings.allow
+        await daemon.service.change_networks([], [])
+        await daemon.service.in_step()
+        assert rcode(await client.ask(asked)) == "REFUSED"
+        assert await ttl(daemon.address) == 9
         client.close()
 
 

@@ -79,7 +79,7 @@ def test_name_servers_are_where_others_reach_them() -> None:
         ("{domains: ['.']}", r"dns.domains\[0\]: '.' is the root"),
         ("{allow: [10.0.0.0/33]}", r"dns.allow\[0\]: '10.0.0.0/33'"),
         ("{pods: some}", "dns.pods: Invalid enum value 'some'"),
-        ("{tll: 4}", "dns: Object contains unknown field `tll`"),
+        ("{tll: 4}", "dns.tll: there is no such field; did you mean dns.ttl?"),
         ("{forward: {upstreams: [nobody]}}", r"dns.forward.upstreams\[0\]: 'nobody'"),
         ("{forward: {attempts: 0}}", "dns.forward.attempts: 0 is not from 1"),
         (

@@ -1,0 +1,190 @@
+"""A real file that changes under a process: what is taken while running, and what is named."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from tests.unit.dns_daemon import until
+
+from vipd.proxy.config import Config, Flags, load
+from vipd.proxy.events import Applied, Synced
+from vipd.proxy.model import Service, ServicePort
+from vipd.proxy.names import NamespacedName, Protocol, parse_address
+from vipd.proxy.reload import Reloading, Take
+from vipd.proxy.sync import OnUpdate, Sync
+from vipd.proxy.virtualserver import Changes, Kind, Masquerade, Table
+
+HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+EXTERNAL = {Kind.EXTERNAL: Masquerade.ALWAYS}
+VIPD = "---\napiVersion: vipd/v1alpha1\nkind: VipdConfiguration\n"
+
+
+class Followed:
+    """A configuration as kubelet mounts a ConfigMap: a link to a folder that is replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+        self.heard: list[tuple[str, list[str]]] = []
+        """What became of each reading: one write may be read twice."""
+        self.path = folder / "config.conf"
+
+    def write(self, text: str) -> None:
+        self._number += 1
+        data = self._folder / f"..{self._number}"
+        data.mkdir()
+        (data / "config.conf").write_text(text)
+        draft = self._folder / "..draft"
+        draft.symlink_to(data.name)
+        draft.replace(self._folder / "..data")
+        if not self.path.is_symlink():
+            self.path.symlink_to("..data/config.conf")
+
+    @asynccontextmanager
+    async def by(self, sections: dict[str, Take], **flags: str) -> AsyncIterator[None]:
+        """Follow it; what becomes of each change is in `heard`."""
+        reloading = Reloading(
+            Flags(config=str(self.path), **flags),  # type: ignore[arg-type]
+            sections,
+            lambda refused, restart: self.heard.append((refused, list(restart))),
+        )
+        following = asyncio.ensure_future(reloading.run())
+        await until(lambda: self.heard == [("", [])])
+        yield
+        following.cancel()
+
+    async def says(self, *restart: str) -> None:
+        """Wait until the last reading named these fields."""
+        await until(lambda: self.heard[-1] == ("", list(restart)))
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Followed:
+    made = Followed(tmp_path)
+    made.write(HEAD)
+    return made
+
+
+def with_a_service(on_update: OnUpdate) -> Sync:
+    made = Sync(load(Flags(node_name="n")).node, on_update)
+    port = ServicePort(name="", protocol=Protocol.TCP, port=80)
+    addresses = (parse_address("10.96.0.1"),)
+    name = NamespacedName("default", "web")
+    made.take(
+        [
+            Applied(
+                Service(
+                    name=name,
+                    cluster_ips=addresses,
+                    external_ips=(parse_address("198.51.100.1"),),
+                    ports=(port,),
+                )
+            ),
+            Synced(),
+        ]
+    )
+    return made
+
+
+async def test_settings_of_the_table_are_taken_with_all_that_follows(
+    followed: Followed,
+) -> None:
+    changed: list[Changes] = []
+
+    def note(before: Table, changes: Changes) -> None:
+        changed.append(changes)
+
+    sync = with_a_service(note)
+
+    async def take(config: Config) -> Sequence[str]:
+        sync.change(config.node)
+        return []
+
+    fields = ("clusterCIDRs", "masqueradeAll", "nodePortAddresses", "serveExternalIPs")
+
+    def how() -> dict[Kind, Masquerade]:
+        return {one.kind: one.masquerade for one in sync.table.virtual_servers()}
+
+    async with followed.by(dict.fromkeys(fields, take), node_name="n"):
+        followed.write(f"{HEAD}clusterCIDR: 10.0.0.0/8\n")
+        await until(lambda: how() == {Kind.CLUSTER: Masquerade.OFF_CLUSTER, **EXTERNAL})
+        assert [str(one) for one in sync.table.network.pod_sources.cidrs] == ["10.0.0.0/8"]
+        assert changed[-1].network == sync.table.network
+        followed.write(f"{HEAD}iptables: {{masqueradeAll: true}}\n")
+        await until(lambda: how() == {Kind.CLUSTER: Masquerade.ALWAYS, **EXTERNAL})
+        assert not sync.table.network.pod_sources.cidrs
+        followed.write(
+            f"{HEAD}nodePortAddresses: [192.0.2.0/24]\n"
+            "featureGates: {AllowServiceExternalIPs: false}\n"
+        )
+        await until(lambda: how() == {Kind.CLUSTER: Masquerade.NEVER})
+        ranges = [str(one) for one in sync.table.network.node_port_ranges]
+        assert ranges == ["192.0.2.0/24", "::/0"]
+
+
+async def test_what_cannot_be_taken_is_named_as_the_file_spells_it(followed: Followed) -> None:
+    async with followed.by({}):
+        followed.write(
+            f"{HEAD}clusterCIDR: 10.0.0.0/8\nhostnameOverride: other\nipvs: {{scheduler: lc}}\n"
+            f"conntrack: {{min: 7}}\nbindAddressHardFail: true\n"
+        )
+        await followed.says(
+            "hostnameOverride",
+            "clusterCIDR",
+            "ipvs.scheduler",
+            "conntrack.min",
+            "bindAddressHardFail",
+        )
+        followed.write(f"{HEAD}{VIPD}drainSeconds: 7\nmasqueradeBit: 3\n")
+        await followed.says("masqueradeBit", "drainSeconds")
+        followed.write(HEAD)
+        await followed.says()
+
+
+async def test_what_a_flag_says_does_not_change(followed: Followed) -> None:
+    async with followed.by({}, cluster_cidr="10.1.0.0/16"):
+        followed.write(f"{HEAD}clusterCIDR: 10.0.0.0/8\nmode: ipvs\n")
+        await followed.says("mode")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"{HEAD}mode: x\n", "mode: 'x' is no mode"),
+        (f"{HEAD}oomScoreAdj: low\n", "oomScoreAdj: Expected"),
+        (f"{HEAD}mode: [\n", "not YAML"),
+        ("kind: Other\n", "kind is 'Other'"),
+    ],
+)
+async def test_a_broken_file_changes_nothing(followed: Followed, text: str, why: str) -> None:
+    taken: list[Config] = []
+
+    async def take(config: Config) -> Sequence[str]:
+        taken.append(config)
+        return []
+
+    async with followed.by({"masqueradeAll": take}):
+        followed.write(text.replace(HEAD, f"{HEAD}iptables: {{masqueradeAll: true}}\n"))
+        await until(lambda: followed.heard[-1][0])
+        refused, restart = followed.heard[-1]
+        assert f"{followed.path}: {why}" in refused
+        assert (restart, taken) == ([], [])
+        followed.write(f"{HEAD}iptables: {{masqueradeAll: true}}\n")
+        await followed.says()
+        assert [one.node.masquerade_all for one in taken] == [True]
+
+
+async def test_what_has_no_effect_is_named_once(followed: Followed) -> None:
+    followed.write(f"{HEAD}portRange: 1-2\n")
+    with capture_logs() as logs:
+        async with followed.by({}):
+            for mode in ("ipvs", "nftables"):
+                text = f"portRange: 1-2\nenableProfiling: true\nmode: {mode}\n"
+                followed.write(f"{HEAD}{text}")
+                named = ["mode"] if mode == "ipvs" else ["mode", "nodePortAddresses"]
+                await followed.says(*named)
+    told = [one["where"] for one in logs if one["event"] == "configuration without effect"]
+    assert told == [f"{followed.path}: enableProfiling"]
