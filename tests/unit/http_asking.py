@@ -1,4 +1,4 @@
-"""What the tests of HTTP share: a service of HTTP over a sync, and one who asks over real sockets."""
+"""What the tests of HTTP share: a service of HTTP over a sync, and asking it over sockets."""
 
 import asyncio
 import contextlib

@@ -138,7 +138,9 @@ def test_no_service_is_computed_again_when_a_node_leaves() -> None:
     after, touched = fold(before, [Applied(TAINTED)])
     assert after.nodes["n"].leaving
     assert not touched.nodes
-    _, touched = fold(after, [Applied(node(status={"addresses": []}, spec={"podCIDRs": ["10.0.0.0/8"]}))])
+    _, touched = fold(
+        after, [Applied(node(status={"addresses": []}, spec={"podCIDRs": ["10.0.0.0/8"]}))]
+    )
     assert touched.nodes == {"n"}
 
 
@@ -151,7 +153,8 @@ class TestWhatWaits:
 
     async def test_from_the_change_to_its_commit(self, tmp_path: Path) -> None:
         rig = Rig(tmp_path)
-        assert rig.dataplane.waiting_since is None
+        before = rig.dataplane.waiting_since
+        assert before is None
         rig.driver.gate.clear()
         rig.tell(*rig.service(1), Synced())
         await rig.until(lambda: rig.driver.commits)
@@ -257,7 +260,7 @@ class TestListening:
             with pytest.raises(ConnectionRefusedError):
                 await ask("::1", port, "/healthz")
 
-    async def test_without_a_place_nothing_is_imported(self) -> None:
+    def test_without_a_place_nothing_is_imported(self) -> None:
         script = (
             "import asyncio, sys\n"
             "from tests.unit.http_asking import World, running\n"

@@ -64,8 +64,21 @@ def endpoints(
     )
 
 
-def endpoint(address: str, node: str = "n", **conditions: bool) -> SliceEndpoint:
-    return SliceEndpoint(address=parse_address(address), node=node, **conditions)
+def endpoint(
+    address: str,
+    node: str = "n",
+    *,
+    ready: bool = True,
+    serving: bool = True,
+    terminating: bool = False,
+) -> SliceEndpoint:
+    return SliceEndpoint(
+        address=parse_address(address),
+        node=node,
+        ready=ready,
+        serving=serving,
+        terminating=terminating,
+    )
 
 
 def world(node: NodeSettings = ON_LOOPBACK) -> World:
@@ -183,7 +196,10 @@ async def test_a_taken_port_is_its_service_s_trouble_alone(
             one.take(Applied(balanced("web", number)), Applied(balanced("mail", port)))
             assert (await answered(port)).status == 503
             (said,) = one.http.trouble()
-            assert f"health-check node port of shop/web cannot be listened for at {V4}:{number}" in said
+            assert (
+                f"health-check node port of shop/web cannot be listened for at {V4}:{number}"
+                in said
+            )
             taken.close()
             await until(lambda: not list(one.http.trouble()))
             assert (await ask(V4, number, "/")).status == 503

@@ -63,7 +63,10 @@ class TestRequests:
     ) -> None:
         logged: list[str] = []
         monkeypatch.setattr(
-            server_module.log, "error", lambda event, **what: logged.append(what["path"]), raising=False
+            server_module.log,
+            "error",
+            lambda event, **what: logged.append(what["path"]),
+            raising=False,
         )
         async with running(World(pages=PAGES)) as world:
             for _ in range(3):
