@@ -18,8 +18,9 @@ from vipd.proxy.http.answer import JSON, Answer, Respond
 from vipd.proxy.http.crowd import Crowd
 from vipd.proxy.http.health import Health
 from vipd.proxy.http.listeners import Listener, Place
-from vipd.proxy.model import EndpointSlice, Service, ServiceType, TrafficPolicy
+from vipd.proxy.model import EndpointSlice
 from vipd.proxy.names import Address, Family, NamespacedName, family_of
+from vipd.proxy.resolve import health_port
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sync import Sync
@@ -47,6 +48,8 @@ class HealthPorts:
         """Whether every service has to be looked at: before the first, and when addresses move."""
         self._followed = FollowedAddresses(self._take, (_FOLLOW,))
         self._following: asyncio.Task[None] | None = None
+        self._place: object = None
+        """Of the network, what `addresses` depends on."""
         self._own: Sequence[Address] | None = None
         """This node's addresses, where node ports answer on a range of them; None: not known."""
 
@@ -57,14 +60,20 @@ class HealthPorts:
         concerned = [
             name
             for name in names
-            if name in self._listeners or port_of(after.services.get(name)) is not None
+            if name in self._listeners or health_port(after.services.get(name)) is not None
         ]
         if concerned:
             self._touched.update(concerned)
             self._due()
 
-    def move(self) -> None:
-        """Note that the node's addresses may have changed."""
+    def move(self, network: NodeNetwork) -> None:
+        """Note the node-wide facts: where node ports answer may have changed."""
+        place = (network.node_port_ranges, network.own_addresses)
+        if place != self._place:
+            self._place = place
+            self._look_at_all()
+
+    def _look_at_all(self) -> None:
         self._all = True
         self._due()
 
@@ -72,7 +81,7 @@ class HealthPorts:
         for event in events:
             if isinstance(event, OwnAddresses):
                 self._own = event.addresses
-                self.move()
+                self._look_at_all()
 
     def listeners(self) -> Iterator[Listener]:
         """Yield all listeners."""
@@ -91,7 +100,7 @@ class HealthPorts:
         names: Iterable[NamespacedName] = self._touched
         if self._all:
             services = self._sync.snapshot.services
-            having = {name for name, one in services.items() if port_of(one) is not None}
+            having = {name for name, one in services.items() if health_port(one) is not None}
             names = having | self._listeners.keys()
         self._touched, self._all = set(), False
         places = self._places(self._sync.table.network) if names else {}
@@ -132,7 +141,7 @@ class HealthPorts:
         self, name: NamespacedName, addresses: Mapping[Family, Sequence[Address]]
     ) -> dict[Place, Family]:
         service = self._sync.snapshot.services.get(name)
-        port = port_of(service)
+        port = health_port(service)
         if service is None or port is None:
             return {}
         families = {family_of(one) for one in service.cluster_ips}
@@ -173,17 +182,6 @@ class HealthPorts:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-
-
-def port_of(service: Service | None) -> int | None:
-    """Return a service's health-check node port, None where it has none that counts."""
-    if service is None or not service.health_check_node_port:
-        return None
-    if service.type is not ServiceType.LOAD_BALANCER or service.headless:
-        return None
-    if service.external_policy is not TrafficPolicy.LOCAL or service.proxy_name is not None:
-        return None
-    return service.health_check_node_port
 
 
 def addresses(network: NodeNetwork, own: Iterable[Address]) -> dict[Family, Sequence[Address]]:

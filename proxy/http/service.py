@@ -61,7 +61,7 @@ class HttpService:
     def update(self, changes: Changes) -> None:
         """Note what has changed in the table."""
         if changes.network is not None:
-            self._ports.move()
+            self._ports.move(changes.network)
 
     def synced(self) -> None:
         """Note that the first sync is done."""

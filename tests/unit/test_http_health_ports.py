@@ -15,7 +15,7 @@ from vipd.proxy.http import (
     service,
 )
 from vipd.proxy.http.health import TIMEOUT_SECONDS
-from vipd.proxy.http.health_ports import addresses, local_endpoints, port_of
+from vipd.proxy.http.health_ports import addresses, local_endpoints
 from vipd.proxy.http.listeners import Listener
 from vipd.proxy.model import (
     EndpointSlice,
@@ -28,6 +28,7 @@ from vipd.proxy.model import (
     TrafficPolicy,
 )
 from vipd.proxy.names import Family, NamespacedName, Protocol, parse_address
+from vipd.proxy.resolve import health_port
 from vipd.proxy.settings import HttpSettings, NodeSettings
 from vipd.proxy.sources import addresses as followed
 from vipd.proxy.virtualserver import NodeNetwork
@@ -240,7 +241,7 @@ async def test_it_follows_the_node_s_addresses() -> None:
 
 class TestPure:
     def test_who_has_one(self) -> None:
-        assert port_of(balanced("web", 30000)) == 30000
+        assert health_port(balanced("web", 30000)) == 30000
         for other in (
             None,
             balanced("web", 0),
@@ -249,7 +250,7 @@ class TestPure:
             balanced("web", 1, proxy_name="cilium"),
             balanced("web", 1, headless=True),
         ):
-            assert port_of(other) is None
+            assert health_port(other) is None
 
     def test_where_it_listens(self) -> None:
         own = [ip_address(one) for one in ("192.0.2.9", "198.51.100.7", "fd00::9", "fe80::1")]
