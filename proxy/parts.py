@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
@@ -78,7 +79,9 @@ class Parts:
         self.departures = Departures(
             drain_seconds, self.switching.cut, lambda: (self.sync.snapshot, self.sync.table)
         )
-        self.reloading = Reloading(flags, {"dns": self._change_dns}, self.dns.reread)
+        self.reloading = Reloading(
+            flags, {"dns": self._change_dns, "http": self._change_http}, self.dns.reread
+        )
         self._follows_file = flags.config is not None
         health = Health(self._health_facts, _families(), time.monotonic, time.time)
         self.http = HttpService(config.http, self.sync, health)
@@ -92,7 +95,7 @@ class Parts:
                     status=lambda: answers.status(WORKERS),
                     servers=answers.first,
                     mode=lambda: self.switching.serving.mode,
-                    config=lambda: config,
+                    config=self._effective,
                     flags=flags,
                 )
             )
@@ -146,6 +149,13 @@ class Parts:
         self.departures.committed(keys)
         self.unreplied.committed(keys)
         self.dns_way.committed(keys)
+
+    async def _change_http(self, changed: Config) -> list[str]:
+        await self.http.change(changed.http)
+        return []
+
+    def _effective(self) -> Config:
+        return structs.replace(self._config, node=self.sync.settings, http=self.http.settings)
 
     def _synced(self) -> None:
         self._on_synced()

@@ -36,7 +36,7 @@ class HttpService:
     """Answers over HTTP: `health` on one server, what `show` is given on the other."""
 
     def __init__(self, settings: HttpSettings, sync: Sync, health: Health) -> None:
-        self._settings = settings
+        self.settings = settings
         self.health = health
         self._responds: dict[str, Respond] = {
             HEALTHZ: pages({"/healthz": health.healthz, "/livez": health.livez})
@@ -71,7 +71,7 @@ class HttpService:
     async def change(self, settings: HttpSettings) -> None:
         """Listen as these settings say from now on; what cannot be listened on is tried again."""
         async with self._turn:
-            self._settings = settings
+            self.settings = settings
             self._place()
             for one in self._listeners.values():
                 one.open()
@@ -83,12 +83,12 @@ class HttpService:
         """Listen. Raise ConfigError where that fails and the settings forbid it."""
         self._place()
         for one in self._listeners.values():
-            if not one.open() and self._settings.must_bind:
+            if not one.open() and self.settings.must_bind:
                 raise ConfigError(f"{one.what} address {one.place}", one.failure)
 
     def _place(self) -> None:
         """Have a listener for each place of the settings, and no other."""
-        for name, told in ((HEALTHZ, self._settings.healthz), (METRICS, self._settings.metrics)):
+        for name, told in ((HEALTHZ, self.settings.healthz), (METRICS, self.settings.metrics)):
             place = None if told is None else Place(*told)
             old = self._listeners.get(name)
             if old is not None and old.place != place:

@@ -79,13 +79,14 @@ def test_health_check_node_ports_follow_their_services() -> None:
     snapshot = after(Applied(balanced("a", 31000)), Applied(web("10.96.0.9", "plain")))
     table = resolve(snapshot, SETTINGS)
     told = [told_ports(table)]
-    for events, is_told in (
+    steps: list[tuple[list[Event], bool]] = [
         ([Applied(web("10.96.0.8", "plain"))], False),  # whoever has none changes nothing
         ([Applied(balanced("b", 31001))], True),
         ([Applied(balanced("a", 31002))], True),
         ([Applied(Node(name="node-a", zone="z"))], False),
         ([Applied(web(name="b")), Deleted(Kind.SERVICE, NamespacedName("default", "a"))], True),
-    ):
+    ]
+    for events, is_told in steps:
         snapshot, touched = fold(snapshot, events)
         table, changes = update(table, snapshot, SETTINGS, touched)
         assert table.network == resolve(snapshot, SETTINGS).network
