@@ -6,7 +6,7 @@ Must not: run anything (daemon.py does), or decide anything about services.
 
 import os
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
 from vipd.proxy.dns_way import DnsWay
 from vipd.proxy.events import Event
+from vipd.proxy.http.answer import Page
 from vipd.proxy.http.health import Facts, Health, is_eligible
-from vipd.proxy.http.metrics_pages import Asked, metrics_pages
 from vipd.proxy.http.service import HttpService
 from vipd.proxy.names import Family
 from vipd.proxy.reload import Reloading
@@ -88,18 +88,7 @@ class Parts:
         answers = Answers(
             config, self.sync, self.switching, self.departures, source, started, self.dns, self.http
         )
-        self.http.show(
-            metrics_pages(
-                Asked(
-                    exposition=_no_exposition,
-                    status=lambda: answers.status(WORKERS),
-                    servers=answers.first,
-                    mode=lambda: self.switching.serving.mode,
-                    config=self._effective,
-                    flags=flags,
-                )
-            )
-        )
+        self.http.show(lambda: self._metrics_pages(answers, flags))
         self.requests: dict[str, control.Reader] = {
             **answers.requests(),
             "dns": self.dns.status,
@@ -149,6 +138,20 @@ class Parts:
         self.departures.committed(keys)
         self.unreplied.committed(keys)
         self.dns_way.committed(keys)
+
+    def _metrics_pages(self, answers: Answers, flags: Flags) -> Mapping[str, Page]:
+        from vipd.proxy.http.metrics_pages import Asked, metrics_pages  # not before it is asked for
+
+        return metrics_pages(
+            Asked(
+                exposition=_no_exposition,
+                status=lambda: answers.status(WORKERS),
+                servers=answers.first,
+                mode=lambda: self.switching.serving.mode,
+                config=self._effective,
+                flags=flags,
+            )
+        )
 
     async def _change_http(self, changed: Config) -> list[str]:
         await self.http.change(changed.http)

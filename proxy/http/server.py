@@ -63,11 +63,12 @@ class _Protocols(web.Server):
         return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
         try:
-            answer = await self._respond(request.method, request.path)
+            answer = await self._respond(request.method, path)
         except Exception as error:
             answer = BROKEN
-            self._complain(request.path, error)
+            self._complain(path, error)
         response = web.Response(
             body=answer.body,
             status=answer.status,

@@ -10,10 +10,10 @@ Health-check node ports begin after it in any case, as nothing is served before.
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from vipd.proxy.errors import ConfigError
-from vipd.proxy.http.answer import Page, Respond, pages
+from vipd.proxy.http.answer import Answer, Page, Respond, pages
 from vipd.proxy.http.crowd import Crowd
 from vipd.proxy.http.health import Health
 from vipd.proxy.http.health_ports import HealthPorts
@@ -50,9 +50,19 @@ class HttpService:
 
     # What others say
 
-    def show(self, metrics: Mapping[str, Page]) -> None:
-        """Take the pages of the metrics server by path. To be called once, before `open`."""
-        self._responds[METRICS] = pages(metrics)
+    def show(self, make: Callable[[], Mapping[str, Page]]) -> None:
+        """Take what makes the pages of the metrics server, by path, when the first is asked for.
+
+        To be called once, before `open`.
+        """
+        made: list[Respond] = []
+
+        async def respond(method: str, path: str) -> Answer:
+            if not made:
+                made.append(pages(make()))
+            return await made[0](method, path)
+
+        self._responds[METRICS] = respond
 
     def note(self, after: Snapshot, touched: Touched) -> None:
         """Note what a fold has touched."""

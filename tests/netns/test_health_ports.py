@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.netns]
 
 @pytest.mark.modes(*MODES)
 @pytest.mark.essential
-@pytest.mark.parametrize("flavour", [TCP4, TCP6], ids=str, indirect=True)
-def test_load_balancers_outside_learn_who_has_endpoints(cluster: Cluster, flavour: Flavour) -> None:
-    served = cluster.serve(flavour, LOCAL, REMOTE)
+@pytest.mark.parametrize("one", [TCP4, TCP6], ids=str)
+def test_load_balancers_outside_learn_who_has_endpoints(cluster: Cluster, one: Flavour) -> None:
+    served = cluster.serve(one, LOCAL, REMOTE)
     port = served.node_port + 1000
     served.change(type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=port)
     node, _ = served.on_node()
@@ -32,7 +32,7 @@ def test_load_balancers_outside_learn_who_has_endpoints(cluster: Cluster, flavou
             "serviceProxyHealthy": True,
         }
     if cluster.mode in ("iptables", "ipvs"):  # as kube-proxy in these modes
-        with dropping(cluster, flavour, port):
+        with dropping(cluster, one, port):
             assert asked(cluster, "outside", node, port)[0] == 200
     served.endpoints(REMOTE)
     assert asked(cluster, "outside", node, port)[0] == 503

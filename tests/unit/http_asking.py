@@ -49,7 +49,7 @@ class World:
         self.sync = Sync(node or NodeSettings(node_name="n"), self._updated, self._folded)
         health = Health(self._facts, tuple(Family), lambda: self.clock, lambda: self.now)
         self.http = HttpService(settings, self.sync, health)
-        self.http.show(pages or {})
+        self.http.show(lambda: pages or {})
 
     def _facts(self) -> Facts:
         eligible = is_eligible(
