@@ -5,6 +5,7 @@ together (views.py, status.py), or change anything but by asking for a switch.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Annotated
@@ -23,6 +24,7 @@ from vipd.proxy.environment import Environment, checked, environment, wanted
 from vipd.proxy.errors import ControlError, DataplaneError
 from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
+from vipd.proxy.http.service import HttpService
 from vipd.proxy.question import question
 from vipd.proxy.sources.protocol import Source
 from vipd.proxy.status import (
@@ -65,6 +67,7 @@ class Answers:
         source: Source,
         started: float,
         dns: DnsService,
+        http: HttpService,
     ) -> None:
         self._config = config
         self._sync = sync
@@ -73,6 +76,7 @@ class Answers:
         self._source = source
         self._started = started
         self._dns = dns
+        self._http = http
 
     def requests(self) -> Mapping[str, Reader]:
         """Return the requests by name."""
@@ -127,12 +131,14 @@ class Answers:
                 *(f"DNS at {one}: {NOT_OURS}" for one in self._dns.elsewhere),
                 *silence,
                 *worker_trouble(usage),
+                *self._http.trouble(),
             ),
             drains=switching.drains(),
             departed=self._departures.pending,
             flows_cut=switching.draining.flows_cut + self._departures.flows_cut,
             dns_listen=tuple(map(str, self._dns.listens)),
             dns_elsewhere=tuple(map(str, self._dns.elsewhere)),
+            http=self._http.told(),
             repairs=switching.repairs.view(),
             workers=tuple(map(worker, usage.workers)),
             workers_wanted=usage.wanted,
@@ -159,6 +165,22 @@ class Answers:
         rejected = {key: str(error) for key, error in self._switching.serving.rejected.items()}
         told = await asyncio.to_thread(views.services, servers, usage.by_server, rejected)
         return [*told, *dns]
+
+    async def first(self, most: int) -> tuple[list[views.VirtualServerView], int]:
+        """Return the first so many virtual servers by service, and how many there are.
+
+        With what has been counted of them, where whoever counts answers in time.
+        """
+        table, serving = self._sync.table, self._switching.serving
+        servers, total = await asyncio.to_thread(views.first, table, most)
+        driver, usage = serving.driver, Usage()
+        if isinstance(driver, Counting):
+            with contextlib.suppress(DataplaneError, TimeoutError):
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    usage = await driver.usage(servers)
+        shown = {one.key for one in servers}
+        rejected = {key: str(why) for key, why in serving.rejected.items() if key in shown}
+        return views.services(servers, usage.by_server, rejected), total
 
     async def _workers(self) -> tuple[Usage, tuple[str, ...]]:
         """Return what workers of the serving dataplane say, and a sentence where nobody answers."""

@@ -61,7 +61,9 @@ async def run(config: Config, source: Source, flags: Flags | None = None) -> Non
         loop.call_later(LONGEST_WITHOUT_COLLECTION_SECONDS, gc.enable)
         watching = asyncio.ensure_future(watchdog_forever())
         try:
-            await parts.dns.start()  # may be refused, so before anything is programmed
+            # May be refused, so before anything is programmed.
+            parts.http.open()
+            await parts.dns.start()
             await _until_one_ends(
                 stop.wait(),
                 _following(parts.sync, source),

@@ -75,6 +75,8 @@ class Dataplane:
         self.given_up = asyncio.Event()
         """Set while the last commit was refused as a whole, and nothing changes that."""
         self._ending = False
+        self._asked_since: float | None = None
+        self._committed_since: float | None = None
         self._pause = SHORTEST_PAUSE_SECONDS
         self._retry_pause = FIRST_RETRY_SECONDS
         self._ghosts: set[Key] = set()
@@ -94,7 +96,21 @@ class Dataplane:
             if changes.network is not None:
                 self._pending_network = changes.network
         if changes is None or changes:
-            self._arrived.set()
+            self._ask()
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest came of what is not committed yet, by time.monotonic(); None: nothing is.
+
+        What the kernel alone refused is not waited for.
+        """
+        return self._asked_since if self._committed_since is None else self._committed_since
+
+    def _ask(self) -> None:
+        """Let something be committed."""
+        if self._asked_since is None:
+            self._asked_since = time.monotonic()
+        self._arrived.set()
 
     def finish(self) -> None:
         """Let `run` return once everything is committed or given up."""
@@ -109,6 +125,8 @@ class Dataplane:
                 await self._wait(next_try)
                 if self._table is not None and self._to_do():
                     next_try = await self._sync(self._table)
+                else:  # it went into the commit before
+                    self._asked_since = None
                 if next_try is None and self.program is not None:
                     await self._answer()
                 if self._ending and next_try is None and not self._arrived.is_set():
@@ -139,7 +157,7 @@ class Dataplane:
         done = asyncio.get_running_loop().create_future()
         self._repairs.append(done)
         self._doubt = True
-        self._arrived.set()
+        self._ask()
         return int(await done)
 
     async def _answer(self) -> None:
@@ -193,6 +211,7 @@ class Dataplane:
         full = self._doubt or self.program is None
         changes = Changes(self._pending, self._pending_network)
         self._pending, self._pending_network = {}, None
+        self._committed_since, self._asked_since = self.waiting_since, None
         try:
             done = await (self._commit_all(table) if full else self._commit_changes(changes))
         except DataplaneError as error:
@@ -200,6 +219,7 @@ class Dataplane:
             if not self.synced and error.retry is not Retry.AFTER_BACKOFF:
                 await self._give_up_where_hopeless(error)
             return self._failed(error)
+        self._committed_since = None
         self._settled(done, full=full)
         self._report(done, started, full=full)
         return None

@@ -270,11 +270,18 @@ class RawPod(Raw):
     status: PodStatus | None = None
 
 
+class Taint(Raw):
+    """An entry of ``spec.taints`` of a Node."""
+
+    key: str | None = None
+
+
 class NodeSpec(Raw):
     """``spec`` of a Node."""
 
     pod_cidr: str | None = field(default=None, name="podCIDR")
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
+    taints: list[Taint] | None = None
 
 
 class NodeAddress(Raw):

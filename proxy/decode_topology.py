@@ -17,6 +17,8 @@ from vipd.proxy.model import ContainerPort, Namespace, Node, Pod, ServiceCIDR
 from vipd.proxy.names import Address, NamespacedName, Protocol
 
 ZONE = "topology.kubernetes.io/zone"
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
+"""Taint that the cluster autoscaler sets, with any value and effect, before it deletes a node."""
 _FINISHED = ("Succeeded", "Failed")
 
 
@@ -99,7 +101,15 @@ def node(raw: RawNode) -> Node:
         addresses=tuple(found["InternalIP"] + found["ExternalIP"]),
         pod_cidrs=tuple(network(text, field) for text, field in cidrs),
         zone=(raw.metadata.labels or {}).get(ZONE) or None,
+        leaving=_leaving(raw),
     )
+
+
+def _leaving(raw: RawNode) -> str:
+    if raw.metadata.deletion_timestamp is not None:
+        return "it is being deleted"
+    taints = (raw.spec.taints if raw.spec else None) or ()
+    return f"taint {TO_BE_DELETED}" if any(one.key == TO_BE_DELETED for one in taints) else ""
 
 
 def namespace(raw: RawNamespace) -> Namespace:

@@ -212,6 +212,9 @@ class Node(Struct, frozen=True, kw_only=True):
     addresses: tuple[Address, ...] = ()
     pod_cidrs: tuple[Network, ...] = ()
     zone: str | None = None
+    leaving: str = ""
+    """Why load balancers outside should send it nothing new: it is being deleted, or will be by the
+    cluster autoscaler. Empty: it stays. No virtual server depends on it."""
 
 
 class Namespace(Struct, frozen=True):

@@ -4,7 +4,9 @@ Lives here: the parts, made in the order in which they need each other, and the 
 Must not: run anything (daemon.py does), or decide anything about services.
 """
 
-from collections.abc import Callable, Collection, Coroutine, Sequence
+import os
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
 from vipd.dns.server.service import DnsService
 from vipd.proxy import control, oom, record
-from vipd.proxy.answers import Answers
+from vipd.proxy.answers import WORKERS, Answers
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
 from vipd.proxy.dns_way import DnsWay
 from vipd.proxy.events import Event
+from vipd.proxy.http.answer import Page
+from vipd.proxy.http.health import Facts, Health, is_eligible
+from vipd.proxy.http.service import HttpService
+from vipd.proxy.names import Family
 from vipd.proxy.noticing import Noticing
 from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, Touched
@@ -62,6 +68,7 @@ class Parts:
     ) -> None:
         self._config = config
         self._inherited = tuple(inherited)
+        self._on_synced = on_synced
         self._state_directory = Path(config.socket).parent
         node, drain_seconds = config.node, config.dataplane.drain_seconds
         self.sync = Sync(node, self._updated, self._folded)
@@ -78,7 +85,7 @@ class Parts:
             self._backend,
             Skeleton(Nft(inherited=self._inherited)),
             drain_seconds,
-            on_synced=on_synced,
+            on_synced=self._synced,
             on_commit=self._committed,
             prepare=self.own_addresses.known,
         )
@@ -94,14 +101,18 @@ class Parts:
                 "drainSeconds": self._change_drain,
                 "oomScoreAdj": self._change_oom_score,
                 "dns": self._change_dns,
+                "http": self._change_http,
             },
             self.dns.reread,
         )
         self.noticing = Noticing(self.sync, self.switching, source.tell)
         self._follows_file = flags.config is not None
+        health = Health(self._health_facts, _families(), time.monotonic, time.time)
+        self.http = HttpService(config.http, self.sync, health)
         answers = Answers(
-            config, self.sync, self.switching, self.departures, source, started, self.dns
+            config, self.sync, self.switching, self.departures, source, started, self.dns, self.http
         )
+        self.http.show(lambda: self._metrics_pages(answers, flags))
         self.requests: dict[str, control.Reader] = {
             **answers.requests(),
             "dns": self.dns.status,
@@ -110,7 +121,12 @@ class Parts:
 
     def running(self) -> Sequence[Coroutine[Any, Any, None]]:
         """Return what runs beside the sync until the daemon ends."""
-        work = [self.departures.run(), self.dns_way.run(), self.reloading.run()]
+        work = [
+            self.departures.run(),
+            self.dns_way.run(),
+            self.reloading.run(),
+            self.http.run(),
+        ]
         if not self._config.manifests:  # nobody looks at objects in files
             work.append(self.noticing.run())
         return work
@@ -120,6 +136,7 @@ class Parts:
         await self.dns.stop()
         await self.unreplied.stop()
         await self.own_addresses.stop()
+        await self.http.stop()
 
     def on_hangup(self) -> None:
         """Look again at everything that is followed, because someone sent SIGHUP."""
@@ -137,15 +154,55 @@ class Parts:
     ) -> None:
         self.dns.take(events, before, after, touched)
         self.dns_way.note(before, after, touched)
+        self.http.note(after, touched)
 
     def _updated(self, before: Table, changes: Changes) -> None:
         self.departures.note(before, changes)
         self.unreplied.note(before, changes)
+        self.http.update(changes)
 
     def _committed(self, keys: Collection[Key]) -> None:
         self.departures.committed(keys)
         self.unreplied.committed(keys)
         self.dns_way.committed(keys)
+
+    def _metrics_pages(self, answers: Answers, flags: Flags) -> Mapping[str, Page]:
+        from vipd.proxy.http.metrics_pages import Asked, metrics_pages  # not before it is asked for
+
+        return metrics_pages(
+            Asked(
+                exposition=_no_exposition,
+                status=lambda: answers.status(WORKERS),
+                servers=answers.first,
+                mode=lambda: self.switching.serving.mode,
+                config=self._effective,
+                flags=flags,
+            )
+        )
+
+    async def _change_http(self, changed: Config) -> list[str]:
+        await self.http.change(changed.http)
+        return []
+
+    def _effective(self) -> Config:
+        return structs.replace(self._config, node=self.sync.settings, http=self.http.settings)
+
+    def _synced(self) -> None:
+        self._on_synced()
+        self.http.synced()
+
+    def _health_facts(self) -> Facts:
+        serving, sync = self.switching.serving, self.sync
+        return Facts(
+            waiting_since=serving.waiting_since,
+            updated_at=None if serving.last_sync is None else serving.last_sync.at,
+            eligible=is_eligible(
+                sync.snapshot,
+                sync.settings.node_name,
+                listed=sync.listed,
+                from_cluster=not self._config.manifests,
+            ),
+        )
 
     async def _forget_unreplied(self, keys: Collection[Key]) -> int:
         from vipd.backends import conntrack
@@ -175,3 +232,12 @@ class Parts:
     async def _change_oom_score(self, changed: Config) -> list[str]:
         oom.adjust(changed.oom_score_adjust)
         return []
+
+
+def _families() -> Sequence[Family]:
+    """Return the IP families of this host; without IPv6 there is no such file."""
+    return tuple(Family) if os.path.exists("/proc/net/if_inet6") else (Family.IPV4,)
+
+
+async def _no_exposition() -> bytes:
+    return b""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from ipaddress import collapse_addresses, ip_network
 
 from immutables import Map
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from vipd.proxy.endpoints import Here, Usable, usable
 from vipd.proxy.model import (
@@ -47,13 +47,17 @@ from vipd.proxy.virtualserver import (
     VirtualServer,
 )
 
+HealthPorts = tuple[tuple[NamespacedName, int], ...]
+"""Of services that have one, sorted."""
+
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
 def resolve(snapshot: Snapshot, settings: NodeSettings) -> Table:
     """Return the table for the whole snapshot. Costs O(snapshot); see `update` for a change."""
-    empty = Table(Map(), Map(), Map(), network(snapshot, settings))
+    facts = network(snapshot, settings, health_ports((), snapshot, snapshot.services))
+    empty = Table(Map(), Map(), Map(), facts)
     return _with_services(empty, snapshot, settings, snapshot.services.keys())[0]
 
 
@@ -66,18 +70,22 @@ def update(
     """
     names: Iterable[NamespacedName] = touched.services
     new_network = None
+    facts = table.network
+    ports = health_ports(facts.health_ports, snapshot, touched.services)
     if settings.node_name in touched.nodes or touched.service_cidrs or touched.own_addresses:
-        facts = network(snapshot, settings)
-        if facts != table.network:
-            new_network = facts
-            table = Table(table.by_service, table.claims, table.contested, facts)
+        facts = network(snapshot, settings, ports)
+    elif ports is not facts.health_ports:
+        facts = structs.replace(facts, health_ports=ports)
+    if facts != table.network:
+        new_network = facts
+        table = Table(table.by_service, table.claims, table.contested, facts)
     if settings.node_name in touched.nodes:
         names = {*snapshot.services.keys(), *table.by_service.keys()}
     after, changed = _with_services(table, snapshot, settings, names)
     return after, Changes(changed, new_network)
 
 
-def network(snapshot: Snapshot, settings: NodeSettings) -> NodeNetwork:
+def network(snapshot: Snapshot, settings: NodeSettings, ports: HealthPorts) -> NodeNetwork:
     """Return the node-wide part of the table."""
     cidrs = {cidr for one in snapshot.service_cidrs.values() for cidr in one.cidrs}
     ranges = settings.node_port_addresses
@@ -99,7 +107,34 @@ def network(snapshot: Snapshot, settings: NodeSettings) -> NodeNetwork:
         masquerade_mark=1 << settings.masquerade_bit,
         own_addresses=snapshot.own_addresses,
         primary_addresses=own,
+        health_ports=ports,
     )
+
+
+def health_port(service: Service | None) -> int | None:
+    """Return a service's health-check node port, None where it has none that counts."""
+    if service is None or not service.health_check_node_port:
+        return None
+    if service.type is not ServiceType.LOAD_BALANCER or service.headless:
+        return None
+    if service.external_policy is not TrafficPolicy.LOCAL or service.proxy_name is not None:
+        return None
+    return service.health_check_node_port
+
+
+def health_ports(
+    held: HealthPorts, snapshot: Snapshot, names: Iterable[NamespacedName]
+) -> HealthPorts:
+    """Return `held` after the named services have changed; `held` itself where nothing follows."""
+    before = dict(held)
+    after = dict(held)
+    for name in names:
+        port = health_port(snapshot.services.get(name))
+        if port is not None:
+            after[name] = port
+        elif after:
+            after.pop(name, None)
+    return held if after == before else tuple(sorted(after.items()))
 
 
 def node_addresses(snapshot: Snapshot, settings: NodeSettings) -> tuple[Address, ...]:

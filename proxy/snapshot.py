@@ -7,7 +7,7 @@ endpoints (resolve.py does), nor do I/O. The order of events about different obj
 from collections.abc import Iterable
 
 from immutables import Map
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from vipd.proxy.events import Applied, Deleted, Event, Kind, OwnAddresses, name_of
 from vipd.proxy.model import EndpointSlice, Node, Service, ServiceCIDR
@@ -81,9 +81,12 @@ def fold(snapshot: Snapshot, events: Iterable[Event]) -> tuple[Snapshot, Touched
             case Applied(EndpointSlice() as one):
                 put_slice(one)
             case Applied(Node() as node):
-                if nodes.get(node.name) != node:
+                known = nodes.get(node.name)
+                if known != node:
                     nodes[node.name] = node
-                    touched_nodes.add(node.name)
+                    # No service depends on `leaving`.
+                    if known is None or structs.replace(known, leaving=node.leaving) != node:
+                        touched_nodes.add(node.name)
             case Applied(ServiceCIDR() as cidr):
                 if cidrs.get(cidr.name) != cidr:
                     cidrs[cidr.name] = cidr

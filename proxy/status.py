@@ -135,6 +135,9 @@ class Status(Struct, frozen=True, kw_only=True):
     dns_elsewhere: tuple[str, ...] = ()
     """Those of them whose address is not the node's: no question comes there."""
 
+    http: tuple[str, ...] = ()
+    """What answers over HTTP, and where: ``healthz 127.0.0.1:10256``."""
+
     repairs: RepairView | None = None
     """None where nothing had to be put right since the start."""
 

@@ -5,6 +5,7 @@ Lives here: their JSON shape, made from virtual servers. Pure. Must not: format 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from heapq import nsmallest
 from types import MappingProxyType
 
 from msgspec import Struct
@@ -72,6 +73,12 @@ def services(
     """Return the views of virtual servers, sorted by service, then by address."""
     ordered = sorted(virtual_servers, key=lambda one: (one.owner, one.key.sort_key()))
     return [_view(one, usage.get(one.key), rejected.get(one.key)) for one in ordered]
+
+
+def first(table: Table, most: int) -> tuple[list[VirtualServer], int]:
+    """Return the first so many virtual servers by service and address, and how many there are."""
+    servers = table.virtual_servers()
+    return nsmallest(most, servers, key=lambda one: (one.owner, one.key.sort_key())), len(servers)
 
 
 def rejected(table: Table, refused: Mapping[Key, Exception]) -> Iterator[str]:

@@ -147,6 +147,9 @@ class NodeNetwork(Struct, frozen=True, kw_only=True):
     primary_addresses: tuple[Address, ...] = ()
     """The node's own addresses by its Node object or settings, at most one of each family."""
     masquerade_mark: int = 0x4000
+    health_ports: tuple[tuple[NamespacedName, int], ...] = ()
+    """Health-check node ports (TCP), sorted by service. The daemon itself answers there, and a
+    firewall of the host may have to let that pass."""
 
 
 class Before(StrEnum):

@@ -202,7 +202,7 @@ def _refusing(network: NodeNetwork, family: Family) -> Chain:
 
 
 def _refusing_arrivals(network: NodeNetwork, family: Family) -> Chain:
-    """What arrives at this node untranslated: no endpoints, also of node ports."""
+    """What arrives at this node untranslated: no endpoints, also of node ports; health checks."""
     rules = [_TRANSLATED, *_empty(family)]
     own = node_port_matches(network, family)
     if own:
@@ -210,6 +210,11 @@ def _refusing_arrivals(network: NodeNetwork, family: Family) -> Chain:
     for one in own:
         rules.append(Rule(f"{one} {match_set('NP-REJECT', family, 'dst,dst')}", f"-g {REFUSE}"))
         rules.append(Rule(f"{one} {match_set('NP-DROP', family, 'dst,dst')}", "-j DROP"))
+    # As kube-proxy does, where the host's policy is to drop.
+    rules += [
+        Rule(f"-p tcp -m tcp --dport {port}", "-j ACCEPT")
+        for port in sorted({port for _, port in network.health_ports})
+    ]
     return Chain(EXTERNAL, tuple(rules), "kubernetes externally-visible service portals")
 
 

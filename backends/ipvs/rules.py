@@ -72,13 +72,12 @@ def chains(family: Family, network: NodeNetwork, *, quiesced: bool = False) -> l
     While the mode is quiesced another dataplane decides about new packets: only the guard of the
     addresses that are still local stays.
     """
-    guard = _guard(family)
     if quiesced:
-        return [guard]
+        return [_guard(family, ())]
     return [
         _admit(family),
         _outside(family, network),
-        guard,
+        _guard(family, sorted({port for _, port in network.health_ports})),
         _unallocated(family, network),
         *_marks(family, network),
     ]
@@ -118,7 +117,7 @@ def _outside(family: Family, network: NodeNetwork) -> Chain:
     )
 
 
-def _guard(family: Family) -> Chain:
+def _guard(family: Family, open_ports: Iterable[int]) -> Chain:
     icmp = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
     empty = _matched(family, REJECTED, "dst,dst")
     guarded = _matched(family, GUARDED, "dst")
@@ -134,6 +133,10 @@ def _guard(family: Family) -> Chain:
             *(
                 Rule(f"-p {one} {guarded} -j REJECT --reject-with {icmp}", "unknown port")
                 for one in ("udp", "sctp")
+            ),
+            *(
+                Rule(f"-p tcp -m tcp --dport {port} -j ACCEPT", "health checks from outside")
+                for port in open_ports
             ),
         ),
         (("INPUT", Rule(f"{_NEW} -j {GUARD}", "host ports stay out of reach")),),

@@ -37,6 +37,7 @@ _MATCH = re.compile(
     r"|-m conntrack --ctstate (?P<state>NEW) ?"
     r"|-p tcp (?P<not_syn>!) --syn ?"
     r"|-p (?P<protocol>tcp|udp|sctp) ?"
+    r"|-m tcp --dport (?P<port>\d+) ?"
     r"|-s (?P<source>\S+) ?"
     r"|-d (?P<destination>\S+) ?"
     r"|-i (?P<interface>\S+) ?"
@@ -153,7 +154,7 @@ class _Walk:
         match target:
             case "DROP" | "REJECT":
                 return "end"
-            case "RETURN" | "MASQUERADE":
+            case "RETURN" | "MASQUERADE" | "ACCEPT":
                 return "return"
             case "MARK":
                 self.marked = "0x0/" not in options
@@ -177,6 +178,8 @@ class _Walk:
             return False  # the first packet of a TCP connection is a SYN
         if match["protocol"]:
             return match["protocol"] == packet.protocol.lower()
+        if match["port"]:
+            return int(match["port"]) == packet.port
         if match["source"]:
             return packet.source in parse_network(match["source"])
         if match["destination"]:

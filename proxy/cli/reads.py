@@ -75,6 +75,8 @@ def _print_status(told: "object") -> None:
         )
     if told.dns_listen:
         click.echo(f"dns        {dns_line(told.dns_listen, told.dns, told.dns_elsewhere)}")
+    if told.http:
+        click.echo(f"http       {', '.join(told.http)}")
     for line in worker_lines(told.workers):
         click.echo(line)
     if told.passed_over:

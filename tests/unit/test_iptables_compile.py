@@ -19,7 +19,7 @@ from vipd.backends.iptables.plan import plan, plan_changes, without
 from vipd.backends.iptables.trace import Walk, trace
 from vipd.backends.protocol import Packet
 from vipd.proxy.model import Algorithm
-from vipd.proxy.names import Family, Protocol
+from vipd.proxy.names import Family, NamespacedName, Protocol
 from vipd.proxy.virtualserver import (
     Changes,
     Endpoint,
@@ -225,6 +225,20 @@ def test_unknown_ports_and_addresses_are_refused_and_dropped() -> None:
     assert trace(made, packet_to("10.96.0.1", 81))[-1].outcome == "refused with tcp-reset"
     assert trace(made, packet_to("10.96.9.9"))[-1].outcome == "dropped"
     assert trace(made, packet_to("10.244.9.9")) == []
+
+
+def test_health_checks_pass_a_firewall_of_the_host() -> None:
+    ports = ((NamespacedName("shop", "web"), 31000),)
+    network = msgspec.structs.replace(NETWORK, health_ports=ports)
+    made = program([server(1)], network)
+    last = trace(made, packet_to("192.168.0.1", 31000, to_node=True))[-1]
+    assert last.what.startswith("-p tcp -m tcp --dport 31000")
+    assert last.what.endswith("-j ACCEPT")
+    other = trace(made, packet_to("192.168.0.1", 31001, to_node=True))
+    assert not any("ACCEPT" in one.what for one in other)
+    changed, _ = plan_changes(program([server(1)], NETWORK), Changes({}, network))
+    written = {chain.name for work in changed.work.tables.values() for chain in work.write}
+    assert written == {"VIPD-EXTERNAL-SERVICES"}
 
 
 def test_a_rule_that_cannot_be_read_is_an_error() -> None:

@@ -4,6 +4,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from vipd.backends.ipvs.backend import IpvsCompiler
 from vipd.backends.ipvs.compile import Program
@@ -312,6 +313,20 @@ def test_refusals_are_met_before_ipvs() -> None:
     closed = server(A, kind=Kind.LOAD_BALANCER, allowed_sources=(ip_network("10.9.0.0/16"),))
     assert met(program(closed), "10.8.8.8")[-1].endswith("-j DROP")
     assert met(program(closed), "10.9.9.9")[-1].startswith("-m mark !")
+
+
+def test_health_checks_pass_a_firewall_of_the_host() -> None:
+    ports = ((NamespacedName("shop", "web"), 31000),)
+    held = program(server(A), network=replace(NETWORK, health_ports=ports))
+    check = "-p tcp -m tcp --dport 31000 -j ACCEPT"
+    packet = Packet(
+        source=parse_address("172.16.0.9"), destination=NODE, protocol=Protocol.TCP, port=31000
+    )
+    assert check in [step.what for step in COMPILER.trace(held, packet)]
+    # On an address of a service the host's ports stay out of reach.
+    assert "-j REJECT" in met(held, "172.16.0.9", port=31000)[-1]
+    made, _ = COMPILER.plan_changes(program(server(A)), Changes({}, held.network))
+    assert {chain.name for _, chain in made.prologue.chains} == {"VIPD-IPVS-GUARD"}
 
 
 def test_policy_local_keeps_outsiders_from_other_nodes_endpoints() -> None:

@@ -5,14 +5,15 @@ from ipaddress import ip_address
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from vipd.proxy.events import Applied, Deleted, Event, Kind
-from vipd.proxy.model import Node, Service, ServicePort
+from vipd.proxy.model import Node, Service, ServicePort, ServiceType, TrafficPolicy
 from vipd.proxy.names import Family, NamespacedName, Protocol, parse_network
 from vipd.proxy.resolve import collapse, node_addresses, resolve, update
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import Snapshot, Touched, fold
-from vipd.proxy.virtualserver import Before, Changes, Key
+from vipd.proxy.virtualserver import Before, Changes, Key, Table
 
 SETTINGS = NodeSettings(node_name="node-a")
 DAYS = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2)]
@@ -87,3 +88,42 @@ def test_only_touched_services_change_but_a_loser_is_known_again() -> None:
     assert winner is not None
     assert winner.owner.service.name == "young"
     assert not table.contested
+
+
+def test_health_check_node_ports_follow_their_services() -> None:
+    def balanced(name: str, port: int) -> Service:
+        return replace(
+            web(name=name),
+            type=ServiceType.LOAD_BALANCER,
+            external_policy=TrafficPolicy.LOCAL,
+            health_check_node_port=port,
+        )
+
+    snapshot = after(Applied(balanced("a", 31000)), Applied(web("10.96.0.9", "plain")))
+    table = resolve(snapshot, SETTINGS)
+    told = [told_ports(table)]
+    steps: list[tuple[list[Event], bool]] = [
+        ([Applied(web("10.96.0.8", "plain"))], False),  # whoever has none changes nothing
+        ([Applied(balanced("b", 31001))], True),
+        ([Applied(balanced("a", 31002))], True),
+        ([Applied(Node(name="node-a", zone="z"))], False),
+        ([Applied(web(name="b")), Deleted(Kind.SERVICE, NamespacedName("default", "a"))], True),
+    ]
+    for events, is_told in steps:
+        snapshot, touched = fold(snapshot, events)
+        table, changes = update(table, snapshot, SETTINGS, touched)
+        assert table.network == resolve(snapshot, SETTINGS).network
+        assert changes.network == (table.network if is_told else None)
+        told.append(told_ports(table))
+    assert told == [
+        {"a": 31000},
+        {"a": 31000},
+        {"a": 31000, "b": 31001},
+        {"a": 31002, "b": 31001},
+        {"a": 31002, "b": 31001},
+        {},
+    ]
+
+
+def told_ports(table: Table) -> dict[str, int]:
+    return {name.name: port for name, port in table.network.health_ports}
