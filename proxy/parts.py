@@ -15,11 +15,16 @@ from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
 from vipd.backends.skeleton import Skeleton
 from vipd.dns.server.service import DnsService
 from vipd.proxy import control, record
-from vipd.proxy.answers import Answers
+from vipd.proxy.answers import WORKERS, Answers
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
 from vipd.proxy.dns_way import DnsWay
 from vipd.proxy.events import Event
+from vipd.proxy.metrics.connections import Connections
+from vipd.proxy.metrics.counters import Counters
+from vipd.proxy.metrics.exposition import Metrics
+from vipd.proxy.metrics.subjects import Subjects
+from vipd.proxy.programming import Programming
 from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources.addresses import FollowedAddresses
@@ -51,6 +56,7 @@ class Parts:
         self._state_directory = Path(config.socket).parent
         node, drain_seconds = config.node, config.dataplane.drain_seconds
         self.sync = Sync(node, self._updated, self._folded)
+        self.programming = Programming(started)
         self.dns = DnsService(
             config.dns, self._state_directory, node.cluster_cidrs, node.service_cidrs
         )
@@ -67,6 +73,7 @@ class Parts:
             on_synced=on_synced,
             on_commit=self._committed,
             prepare=self.own_addresses.known,
+            programming=self.programming,
         )
         self.departures = Departures(
             drain_seconds, self.switching.cut, lambda: (self.sync.snapshot, self.sync.table)
@@ -76,10 +83,23 @@ class Parts:
         answers = Answers(
             config, self.sync, self.switching, self.departures, source, started, self.dns
         )
+        self.metrics = Metrics(
+            Subjects(
+                programming=self.programming,
+                sync=self.sync,
+                switching=self.switching,
+                departures=self.departures,
+                unreplied=self.unreplied,
+                source=source,
+                counters=self._counters() if config.http.counts_endpoints else None,
+            ),
+            lambda: answers.status(WORKERS),
+        )
         self.requests: dict[str, control.Reader] = {
             **answers.requests(),
             "dns": self.dns.status,
             "dns-trace": self.dns.trace,
+            "metrics": self._exposition,
         }
 
     def running(self) -> Sequence[Coroutine[Any, Any, None]]:
@@ -88,6 +108,7 @@ class Parts:
 
     async def stop(self) -> None:
         """End what the parts have begun by themselves."""
+        await self.metrics.stop()
         await self.dns.stop()
         await self.unreplied.stop()
         await self.own_addresses.stop()
@@ -100,20 +121,29 @@ class Parts:
         else:
             log.info("nothing is read again: there is no configuration file (--config)")
 
+    def _counters(self) -> Counters:
+        return Counters(Connections(), lambda: self.switching.serving, lambda: self.sync.table)
+
+    async def _exposition(self, _: str) -> str:
+        return (await self.metrics.exposition()).decode()
+
     def _backend(self, mode: str) -> Backend:
         return backend(mode, self._config.dataplane, self._inherited, self._state_directory)
 
     def _folded(
         self, events: Sequence[Event], before: Snapshot, after: Snapshot, touched: Touched
     ) -> None:
+        self.programming.told(events, before, listed=self.sync.listed)
         self.dns.take(events, before, after, touched)
         self.dns_way.note(before, after, touched)
 
     def _updated(self, before: Table, changes: Changes) -> None:
+        self.programming.updated(before, changes)
         self.departures.note(before, changes)
         self.unreplied.note(before, changes)
 
     def _committed(self, keys: Collection[Key]) -> None:
+        self.programming.committed(keys, self.sync.table)
         self.departures.committed(keys)
         self.unreplied.committed(keys)
         self.dns_way.committed(keys)

@@ -26,6 +26,7 @@ _COMMANDS = {
     "run": ("vipd.proxy.cli.run", "run", "Serve the services of this node: the daemon."),
     "status": ("vipd.proxy.cli.reads", "status", "How the daemon is: mode, syncs, problems."),
     "services": ("vipd.proxy.cli.services", "services", "Virtual servers and their endpoints."),
+    "metrics": ("vipd.proxy.cli.metrics", "metrics", "What it counts, as Prometheus reads it."),
     "mode": ("vipd.proxy.cli.mode", "mode", "The dataplane in use, or a live switch to another."),
     "check": ("vipd.proxy.cli.reads", "check", "What this kernel and host can do, mode by mode."),
     "render": ("vipd.proxy.cli.offline", "render", "The program for manifests, as text; no root."),
