@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
@@ -81,6 +82,22 @@ class Netlink:
         except OSError as error:
             raise _failed(error) from error
 
+    def stream(self, message: bytes, seconds: float) -> Iterator[bytes]:
+        """Send one message that asks for a listing; yield the messages of it as they come.
+
+        Where what is listed is changed meanwhile, something may be left out, or come twice. Raise
+        Busy where it takes longer than `seconds`.
+        """
+        self._number += 1
+        try:
+            self._socket.settimeout(seconds)
+            self._socket.send(numbered(self._number, message))
+            yield from self._streamed(self._number, time.monotonic() + seconds)
+        except TimeoutError as error:
+            raise Busy(f"netlink: not listed within {seconds:g} s") from error
+        except OSError as error:
+            raise _failed(error) from error
+
     def strict(self) -> None:
         """Let the kernel honour what a listing asks for (Linux 4.20 and newer)."""
         self._socket.setsockopt(_SOL_NETLINK, _STRICT_CHECK, 1)
@@ -100,6 +117,20 @@ class Netlink:
     def _receive(self) -> bytes:
         size = self._socket.recv_into(self._answers)
         return bytes(self._answers[:size])
+
+    def _streamed(self, wanted: int, until: float) -> Iterator[bytes]:
+        while True:
+            for kind, _, number, message in split(self._receive()):
+                if number != wanted:
+                    continue
+                if kind == ERROR:
+                    code = error_of(message)
+                    raise OSError(code, os.strerror(code))
+                if kind == DONE:
+                    return
+                yield message
+            if time.monotonic() > until:
+                raise TimeoutError
 
     def _listing(self, wanted: int) -> list[bytes]:
         found: list[bytes] = []

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from vipd.backends.registry import Backend
 from vipd.proxy.errors import DataplaneError, Retry, UnknownResult, Unsupported
+from vipd.proxy.programming import Kinds, Programming, Stage
 from vipd.proxy.status import LastSync
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, Table, VirtualServer
 
@@ -47,6 +48,7 @@ class Dataplane:
         backend: Backend,
         on_synced: Callable[[], None] = lambda: None,
         on_commit: Callable[[Collection[Key]], None] = lambda keys: None,
+        programming: Programming | None = None,
     ) -> None:
         self.compiler = backend.compiler
         self.driver = backend.driver
@@ -63,6 +65,7 @@ class Dataplane:
         self.failure = ""
         self._on_synced = on_synced
         self._on_commit = on_commit
+        self._programming = programming or Programming()
         self._table: Table | None = None
         self._taken = False
         """Whether a whole table was taken, so that only changes of it matter from now on."""
@@ -96,6 +99,7 @@ class Dataplane:
             if changes.network is not None:
                 self._pending_network = changes.network
         if changes is None or changes:
+            self._programming.queued(table.claims if changes is None else changes.virtual_servers)
             self._ask()
 
     @property
@@ -212,9 +216,12 @@ class Dataplane:
         changes = Changes(self._pending, self._pending_network)
         self._pending, self._pending_network = {}, None
         self._committed_since, self._asked_since = self.waiting_since, None
+        self._programming.begun()
         try:
             done = await (self._commit_all(table) if full else self._commit_changes(changes))
         except DataplaneError as error:
+            concerned = table.claims if full else changes.virtual_servers
+            self._programming.failed(Kinds(self.mode, full), concerned)
             self._put_back(changes)
             if not self.synced and error.retry is not Retry.AFTER_BACKOFF:
                 await self._give_up_where_hopeless(error)
@@ -239,8 +246,10 @@ class Dataplane:
 
     async def _commit_changes(self, changes: Changes) -> _Done:
         before = self.program
-        plan, after = self.compiler.plan_changes(before, changes)
-        done = await self.driver.commit(plan)
+        with self._programming.stage(Stage.PLAN):
+            plan, after = self.compiler.plan_changes(before, changes)
+        with self._programming.stage(Stage.COMMIT):
+            done = await self.driver.commit(plan)
         rejected = done.rejected
         self.program = self.compiler.without(before, after, rejected) if rejected else after
         return _Done(changes.virtual_servers.keys(), rejected, plan.size, done.withdrawn)
@@ -263,17 +272,21 @@ class Dataplane:
     async def _commit_difference(self, table: Table) -> _Done:
         observation = self._observation or asyncio.ensure_future(self.driver.observe())
         self._observation = None
-        observed = await observation
+        with self._programming.stage(Stage.OBSERVE):
+            observed = await observation
         table = self._table or table  # what was shown meanwhile
         # From here on only what changes is pending.
         self._taken, self._pending, self._pending_network = True, {}, None
         servers = table.virtual_servers()
         nothing = self.compiler.compile((), table.network)
         if observed is None and self.compiler.portion is not None:
-            return await self._commit_portions(nothing, servers, self.compiler.portion)
-        wanted = self.compiler.compile(servers, table.network)
-        plan, after = self.compiler.plan(observed, wanted)
-        rejected = (await self.driver.commit(plan)).rejected
+            with self._programming.stage(Stage.COMMIT):
+                return await self._commit_portions(nothing, servers, self.compiler.portion)
+        with self._programming.stage(Stage.PLAN):
+            wanted = self.compiler.compile(servers, table.network)
+            plan, after = self.compiler.plan(observed, wanted)
+        with self._programming.stage(Stage.COMMIT):
+            rejected = (await self.driver.commit(plan)).rejected
         # What was observed of a rejected key is still there, and the program does not know of it.
         self._ghosts = set(rejected)
         self.program = self.compiler.without(nothing, after, rejected) if rejected else after
@@ -345,8 +358,10 @@ class Dataplane:
 
     def _report(self, done: _Done, started: float, *, full: bool) -> None:
         changed, objects = len(done.changed), done.objects
-        milliseconds = round((time.perf_counter() - started) * 1000, 1)
+        seconds = time.perf_counter() - started
+        milliseconds = round(seconds * 1000, 1)
         self.syncs += 1
+        self._programming.synced(done.changed, seconds, objects, full=full)
         self.last_sync = LastSync(time.time(), milliseconds, changed, objects, full)
         log.info(
             "sync", mode=self.mode, changed=changed, objects=objects, ms=milliseconds, full=full

@@ -26,6 +26,12 @@ def without_openssl() -> None:
     sys.modules["_hashlib"] = None  # type: ignore[assignment]
 
 
+def with_openssl() -> None:
+    """Let what needs OpenSSL import it after all; what did without goes on without."""
+    if not sys.modules.get("ssl", True):
+        del sys.modules["ssl"]
+
+
 def without_rich() -> None:
     """Keep rich out: 7 MB, which structlog imports where it is there, for logs of another form."""
     sys.modules["rich"] = None  # type: ignore[assignment]

@@ -26,8 +26,13 @@ from vipd.proxy.events import Event
 from vipd.proxy.http.answer import Page
 from vipd.proxy.http.health import Facts, Health, is_eligible
 from vipd.proxy.http.service import HttpService
+from vipd.proxy.metrics.connections import Connections
+from vipd.proxy.metrics.counters import Counters
+from vipd.proxy.metrics.exposition import Metrics
+from vipd.proxy.metrics.subjects import Subjects
 from vipd.proxy.names import Family
 from vipd.proxy.noticing import Noticing
+from vipd.proxy.programming import Programming
 from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources.addresses import FollowedAddresses
@@ -72,6 +77,7 @@ class Parts:
         self._state_directory = Path(config.socket).parent
         node, drain_seconds = config.node, config.dataplane.drain_seconds
         self.sync = Sync(node, self._updated, self._folded)
+        self.programming = Programming(started)
         self.dns = DnsService(
             config.dns, self._state_directory, node.cluster_cidrs, node.service_cidrs
         )
@@ -88,6 +94,7 @@ class Parts:
             on_synced=self._synced,
             on_commit=self._committed,
             prepare=self.own_addresses.known,
+            programming=self.programming,
         )
         self.departures = Departures(
             drain_seconds, self.switching.cut, lambda: (self.sync.snapshot, self.sync.table)
@@ -107,16 +114,30 @@ class Parts:
         )
         self.noticing = Noticing(self.sync, self.switching, source.tell)
         self._follows_file = flags.config is not None
-        health = Health(self._health_facts, _families(), time.monotonic, time.time)
-        self.http = HttpService(config.http, self.sync, health)
+        self.health = Health(self._health_facts, _families(), time.monotonic, time.time)
+        self.http = HttpService(config.http, self.sync, self.health)
         answers = Answers(
             config, self.sync, self.switching, self.departures, source, started, self.dns, self.http
+        )
+        self.metrics = Metrics(
+            Subjects(
+                programming=self.programming,
+                sync=self.sync,
+                switching=self.switching,
+                departures=self.departures,
+                unreplied=self.unreplied,
+                source=source,
+                counters=self._counters() if config.http.counts_endpoints else None,
+                health=self.health,
+            ),
+            lambda: answers.status(WORKERS),
         )
         self.http.show(lambda: self._metrics_pages(answers, flags))
         self.requests: dict[str, control.Reader] = {
             **answers.requests(),
             "dns": self.dns.status,
             "dns-trace": self.dns.trace,
+            "metrics": self._exposition,
         }
 
     def running(self) -> Sequence[Coroutine[Any, Any, None]]:
@@ -133,6 +154,7 @@ class Parts:
 
     async def stop(self) -> None:
         """End what the parts have begun by themselves."""
+        await self.metrics.stop()
         await self.dns.stop()
         await self.unreplied.stop()
         await self.own_addresses.stop()
@@ -146,22 +168,31 @@ class Parts:
         else:
             log.info("nothing is read again: there is no configuration file (--config)")
 
+    def _counters(self) -> Counters:
+        return Counters(Connections(), lambda: self.switching.serving, lambda: self.sync.table)
+
+    async def _exposition(self, _: str) -> str:
+        return (await self.metrics.exposition()).decode()
+
     def _backend(self, mode: str) -> Backend:
         return backend(mode, self._config.dataplane, self._inherited, self._state_directory)
 
     def _folded(
         self, events: Sequence[Event], before: Snapshot, after: Snapshot, touched: Touched
     ) -> None:
+        self.programming.told(events, before, listed=self.sync.listed)
         self.dns.take(events, before, after, touched)
         self.dns_way.note(before, after, touched)
         self.http.note(after, touched)
 
     def _updated(self, before: Table, changes: Changes) -> None:
+        self.programming.updated(before, changes)
         self.departures.note(before, changes)
         self.unreplied.note(before, changes)
         self.http.update(changes)
 
     def _committed(self, keys: Collection[Key]) -> None:
+        self.programming.committed(keys, self.sync.table)
         self.departures.committed(keys)
         self.unreplied.committed(keys)
         self.dns_way.committed(keys)
@@ -171,7 +202,7 @@ class Parts:
 
         return metrics_pages(
             Asked(
-                exposition=_no_exposition,
+                exposition=self.metrics.exposition,
                 status=lambda: answers.status(WORKERS),
                 servers=answers.first,
                 mode=lambda: self.switching.serving.mode,
@@ -237,7 +268,3 @@ class Parts:
 def _families() -> Sequence[Family]:
     """Return the IP families of this host; without IPv6 there is no such file."""
     return tuple(Family) if os.path.exists("/proc/net/if_inet6") else (Family.IPV4,)
-
-
-async def _no_exposition() -> bytes:
-    return b""

@@ -6,6 +6,7 @@ what follows from what (switch.py), watch drains (draining.py), or read sources.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vipd.proxy import record, switch
 from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.draining import Draining, now
 from vipd.proxy.errors import ControlError, DataplaneError, Unsupported
+from vipd.proxy.programming import Programming
 from vipd.proxy.repair import Repair, Repairs
 from vipd.proxy.status import DrainView, SwitchReport
 from vipd.proxy.switch import Action, Drain, Event, Record
@@ -60,6 +62,7 @@ class Switching:
         on_synced: Callable[[], None] = lambda: None,
         on_commit: Callable[[Collection[Key]], None] = lambda keys: None,
         prepare: Callable[[str], Awaitable[None]] | None = None,
+        programming: Programming | None = None,
     ) -> None:
         self.state = start.state
         self.report: SwitchReport | None = None
@@ -74,6 +77,9 @@ class Switching:
         self._on_synced = on_synced
         self._on_commit = on_commit
         self._prepare = prepare
+        self._programming = programming
+        self.switches: Counter[tuple[str, bool]] = Counter()
+        """Switches that ended since the start: to which mode, and whether they succeeded."""
         self._backends: dict[str, Backend] = {}
         self.repairs = Repairs()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -85,7 +91,9 @@ class Switching:
         self.draining = Draining(
             self.backend, self._tell, self._drain, self._spawn, lambda step: reached(step)
         )
-        self.serving = Dataplane(self.backend(self.state.serving), self._started, on_commit)
+        self.serving = Dataplane(
+            self.backend(self.state.serving), self._started, on_commit, programming
+        )
         self._target: Dataplane | None = None
 
     def backend(self, mode: str) -> Backend:
@@ -349,7 +357,7 @@ class Switching:
         except DataplaneError as error:
             return switch.Broken(str(error))
         synced = asyncio.Event()
-        target = Dataplane(self.backend(mode), synced.set, self._on_commit)
+        target = Dataplane(self.backend(mode), synced.set, self._on_commit, self._programming)
         self._target = target
         self._start(target)
         task = self._running[mode]
@@ -395,6 +403,7 @@ class Switching:
             return
         self.report.failure = failure
         self.report.ended = time.time()
+        self.switches[self.report.target, not failure] += 1
         if failure:
             log.error("switch failed", to=self.report.target, why=failure)
         elif self.state.then is not None:

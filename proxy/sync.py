@@ -5,7 +5,9 @@ sockets, commit anything, or decide which dataplanes are at work (switching.py d
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import structlog
 from msgspec import structs
@@ -13,6 +15,7 @@ from msgspec import structs
 from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.errors import ManifestError
 from vipd.proxy.events import Event, Problem, Synced
+from vipd.proxy.measured import SYNC_SECONDS, Distribution
 from vipd.proxy.names import Address
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
@@ -40,6 +43,8 @@ class Sync:
         self.snapshot = Snapshot()
         self.table: Table = resolve(self.snapshot, settings)
         self.problems: dict[str, ManifestError] = {}
+        self.resolved = Distribution(SYNC_SECONDS)
+        """Seconds from a change of the snapshot to that of the table."""
         self.listed = False
         """Whether the source has told everything that existed at its start."""
         self._on_update, self._on_fold = on_update, on_fold
@@ -75,7 +80,8 @@ class Sync:
         if not self.listed:
             return
         if not listed:  # resolve everything at once
-            self.table = resolve(self.snapshot, self.settings)
+            with self._measured():
+                self.table = resolve(self.snapshot, self.settings)
             for dataplane in self._dataplanes:
                 dataplane.show(self.table)
             return
@@ -102,11 +108,18 @@ class Sync:
 
     def _update(self, touched: Touched) -> None:
         before = self.table
-        self.table, changes = update(before, self.snapshot, self.settings, touched)
+        with self._measured():
+            self.table, changes = update(before, self.snapshot, self.settings, touched)
         if changes:
             self._on_update(before, changes)
             for dataplane in self._dataplanes:
                 dataplane.show(self.table, changes)
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.resolved.observe(time.perf_counter() - began)
 
     def _note(self, problem: Problem) -> None:
         if problem.error is None:

@@ -8,14 +8,16 @@ makes it live comes after them, and what is not needed any more goes last.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 import structlog
 
+from vipd.backends.counts import Take
 from vipd.backends.ipset import IpSets, SetSpec
-from vipd.backends.iptables import probe
+from vipd.backends.iptables import counters, probe
 from vipd.backends.iptables.objects import (
     GENERATION,
     GENERATION_MASK,
@@ -29,10 +31,10 @@ from vipd.backends.iptables.pipeline import FORWARD, JUMPS, LIVE, POSTROUTING, S
 from vipd.backends.iptables.plan import IptablesPlan, TableWork, restore
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.xtables import RejectedAt, Tools, Variant, Xtables, program
-from vipd.proxy.errors import DataplaneError, Rejected, Unsupported
+from vipd.proxy.errors import Busy, DataplaneError, Rejected, Unsupported
 from vipd.proxy.names import Family
 from vipd.proxy.settings import DataplaneSettings
-from vipd.proxy.virtualserver import Key
+from vipd.proxy.virtualserver import Key, VirtualServer
 
 LARGEST_SET = 1 << 20
 """Entries that a set can have; the kernel allocates as they come."""
@@ -81,8 +83,17 @@ class IptablesDriver:
     ) -> None:
         self.tools = tools or Xtables(variant, inherited)
         self.sets = IpSets()
+        self.rules: dict[tuple[str, Family], int] = {}
+        """How many rules of ours each table had when it was listed last."""
+        self.written: Counter[tuple[str, Family]] = Counter()
+        """How many rules the last commit wrote into each table."""
         self._largest_set = largest_set
         self._order = asyncio.Lock()
+
+    @property
+    def lock_waits(self) -> int:
+        """How often another program held the xtables lock."""
+        return self.tools.lock_waits
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""
@@ -107,6 +118,7 @@ class IptablesDriver:
         """Do the plan, each table at once. Plans follow each other in the order they came."""
         async with self._order:
             rejected: dict[Key, DataplaneError] = {}
+            self.written.clear()
             jumped: set[tuple[Family, str]] = set()
             while True:
                 try:
@@ -135,6 +147,22 @@ class IptablesDriver:
     async def cut(self, departed: Sequence[Departed]) -> int:
         """Do nothing: a translated flow hangs on its conntrack entry alone."""
         return 0
+
+    async def tally(self, servers: Collection[VirtualServer], take: Take, seconds: float) -> None:
+        """Read what rules have counted (see Tallying), and how many there are."""
+        rules: dict[tuple[str, Family], int] = {}
+        try:
+            async with asyncio.timeout(seconds):
+                for family in await self._families():
+                    for table in TABLES:
+                        text = await self.tools.save(family, table, counters=True)
+                        rules[table, family] = await asyncio.to_thread(counters.rules, text)
+                        if table == NAT:
+                            counted = counters.counts(text, servers, family)
+                            await asyncio.to_thread(take, counted)
+        except TimeoutError as error:
+            raise Busy(f"rules are not listed within {seconds:g} s") from error
+        self.rules = rules
 
     async def leftovers(self) -> Sequence[str]:
         """Return our chains of each table, in either variant, and our sets."""
@@ -215,6 +243,7 @@ class IptablesDriver:
         self, plan: IptablesPlan, family: Family, table: str, change: TableWork
     ) -> None:
         """Write a table; raise _Refused with the virtual server that the kernel does not take."""
+        self.written[table, family] += sum(len(one.rules) for one in change.write)
         try:
             await self._restore(family, table, change, jumped=plan.before is not None)
         except (RejectedAt, Unsupported) as error:

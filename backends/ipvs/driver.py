@@ -9,13 +9,14 @@ Netlink calls block, so they run beside the event loop. One thing at a time chan
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from vipd.backends.ipvs import probe
+from vipd.backends.counts import Take
+from vipd.backends.ipvs import counters, probe
 from vipd.backends.ipvs import work as batches
 from vipd.backends.ipvs.departing import Connections, Departing
 from vipd.backends.ipvs.firewall import Firewall
@@ -44,7 +45,7 @@ from vipd.backends.sysctl import Sysctls
 from vipd.proxy.errors import DataplaneError, Rejected, Unsupported
 from vipd.proxy.names import Family, family_of
 from vipd.proxy.settings import DataplaneSettings
-from vipd.proxy.virtualserver import Key
+from vipd.proxy.virtualserver import Key, VirtualServer
 
 SHORTEST_SWEEP_SECONDS = 0.5
 LONGEST_SWEEP_SECONDS = 10.0
@@ -78,6 +79,11 @@ class IpvsDriver:
         self._order = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
         self._prepared = False
+
+    @property
+    def lock_waits(self) -> int:
+        """How often another program held the xtables lock."""
+        return self._firewall.lock_waits
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing that stays."""
@@ -138,6 +144,10 @@ class IpvsDriver:
                 key = Key(service.family, service.address, service.protocol, service.port)
                 found[str(key)] = count
         return Flows(found)
+
+    async def tally(self, servers: Collection[VirtualServer], take: Take, seconds: float) -> None:
+        """Read what real servers have counted (see Tallying)."""
+        await asyncio.to_thread(counters.read, self._kernel, servers, take, seconds)
 
     async def cut(self, departed: Sequence[Departed]) -> int:
         """Remove real servers that wait for their connections; these get no packet from now on."""

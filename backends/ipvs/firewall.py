@@ -28,6 +28,11 @@ class Firewall:
         self._sets = IpSets()
         self._tables = Xtables(inherited=inherited)
 
+    @property
+    def lock_waits(self) -> int:
+        """How often another program held the xtables lock."""
+        return self._tables.lock_waits
+
     async def create_sets(self, wanted: Iterable[tuple[Family, str]]) -> None:
         """Create sets; Rejected where one is there with another type."""
         for family, name in wanted:

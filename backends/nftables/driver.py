@@ -5,12 +5,14 @@ Only the tables of objects.py are ever listed or changed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import msgspec
 import structlog
 
-from vipd.backends.nftables import probe, watching
+from vipd.backends.counts import Take
+from vipd.backends.nftables import counters, probe, watching
 from vipd.backends.nftables.compile import Shared
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
@@ -20,7 +22,8 @@ from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.watching import Drift
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult
-from vipd.proxy.virtualserver import Key
+from vipd.proxy.names import Family
+from vipd.proxy.virtualserver import Key, VirtualServer
 
 LARGEST_TRANSACTION = 10_000
 """Elements in one transaction. A cold start in larger ones is hardly faster, and `nft` needs
@@ -38,6 +41,8 @@ class NftablesDriver:
     """
 
     def __init__(self, nft: str | None = None, inherited: Sequence[int] = ()) -> None:
+        self.cleanup_failures: Counter[Family] = Counter()
+        """How often something that nothing uses any more could not be removed yet."""
         self._nft = Nft(nft, inherited)
         self._garbage: set[Shared] = set()
         self._order = asyncio.Lock()
@@ -110,6 +115,10 @@ class NftablesDriver:
     async def cut(self, departed: Sequence[Departed]) -> int:
         """Do nothing: a translated flow hangs on its conntrack entry alone."""
         return 0
+
+    async def tally(self, servers: Collection[VirtualServer], take: Take, seconds: float) -> None:
+        """Read what elements have counted (see Tallying)."""
+        await asyncio.to_thread(counters.read, servers, take, seconds)
 
     async def leftovers(self) -> Sequence[str]:
         """Return our tables."""
@@ -209,6 +218,7 @@ class NftablesDriver:
                 if len(group) > 1:
                     continue
             self._garbage -= set(group)  # done, or somebody else did it
+        self.cleanup_failures.update(Family(one.family) for one in self._garbage)
 
 
 def _chains_first(one: Shared) -> tuple[bool, Shared]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from vipd.backends.counts import Take
 from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
@@ -203,6 +204,10 @@ class UserspaceDriver:
     async def usage(self, servers: Collection[VirtualServer], client: str = "") -> Usage:
         """Return what workers have counted (see Counting)."""
         return await self._workers.usage(servers, client)
+
+    async def tally(self, servers: Collection[VirtualServer], take: Take, seconds: float) -> None:
+        """Read what workers have counted (see Tallying)."""
+        await self._workers.tally(servers, take, seconds)
 
     # The steps of a commit
 

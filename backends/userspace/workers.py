@@ -18,9 +18,11 @@ from pathlib import Path
 import structlog
 from msgspec import structs
 
+from vipd.backends.counts import Take
 from vipd.backends.usage import Usage
 from vipd.backends.userspace import asking
 from vipd.backends.userspace.assignment import changes, lacking, stops
+from vipd.backends.userspace.counters import counts
 from vipd.backends.userspace.messages import Instruction, Pause, Quit, Retire, Told
 from vipd.backends.userspace.objects import Forwarding, Place, Surroundings
 from vipd.backends.userspace.processes import (
@@ -214,6 +216,21 @@ class Workers:
             usage, where, reported, self._processes.ended.copy(), missing
         )
         return structs.replace(found, silent=silent, wanted=self.count)
+
+    async def tally(self, servers: Collection[VirtualServer], take: Take, seconds: float) -> None:
+        """Read what each worker has counted (see Tallying)."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.find()
+                where = places(servers, self._wanted)
+                there = [one for one in self._processes.all() if one.version == VERSION]
+                reported, silent = await asking.counted(there, where, "")
+        except TimeoutError as error:
+            raise Busy(f"workers did not answer within {seconds:g} s") from error
+        owners = {one.key: one.owner for one in servers}
+        await asyncio.to_thread(take, counts(reported, where, owners))
+        if silent:
+            raise Busy(f"worker {silent[0].number} (pid {silent[0].pid}) does not answer")
 
     async def pause(self) -> None:
         """Let all workers accept nothing, and keep what is open until they are needed again."""

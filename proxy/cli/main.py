@@ -29,6 +29,7 @@ _COMMANDS = {
     "run": ("vipd.proxy.cli.run", "run", "Serve the services of this node: the daemon."),
     "status": ("vipd.proxy.cli.reads", "status", "How the daemon is: mode, syncs, problems."),
     "services": ("vipd.proxy.cli.services", "services", "Virtual servers and their endpoints."),
+    "metrics": ("vipd.proxy.cli.metrics", "metrics", "What it counts, as Prometheus reads it."),
     "mode": ("vipd.proxy.cli.mode", "mode", "The dataplane in use, or a live switch to another."),
     "config": ("vipd.proxy.cli.config", "config", "Is a configuration right, and what counts."),
     "check": ("vipd.proxy.cli.reads", "check", "What this kernel and host can do, mode by mode."),

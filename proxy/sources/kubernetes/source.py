@@ -32,9 +32,16 @@ class KubernetesSource:
         self._credentials = Credentials(kubeconfig, time.monotonic)
         self._resources = resources(node, wanted)
         self._notices = NoticeWriter(node)
+        self._following: dict[Kind, Following] = {}
 
     def pods(self) -> None:
         """They are not kept: there may be 150,000 of them."""
+
+    def silence(self) -> dict[str, float]:
+        """Return for how many seconds the server was not heard of on each kind that it told."""
+        now = time.monotonic()
+        heard = ((kind, one.heard_at) for kind, one in list(self._following.items()))
+        return {kind.value: now - at for kind, at in heard if at is not None}
 
     async def check(self) -> None:
         """Raise ConfigError or SourceError if the credentials cannot be used at all.
@@ -76,10 +83,10 @@ class KubernetesSource:
 
             return tell
 
-        tasks = {
-            asyncio.ensure_future(Following(api, one, telling(one.kind)).run())
-            for one in self._resources
+        self._following = {
+            one.kind: Following(api, one, telling(one.kind)) for one in self._resources
         }
+        tasks = {asyncio.ensure_future(one.run()) for one in self._following.values()}
         tasks.add(asyncio.ensure_future(self._notices.run(api)))
         try:
             while True:

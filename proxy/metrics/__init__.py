@@ -1,0 +1,1 @@
+"""What the daemon counts and measures, as Prometheus reads it. Imported when somebody asks."""
