@@ -139,26 +139,33 @@ def _without_doubles(document: Document, doubles: list[str]) -> Document:
         node = yaml.compose(document.text.decode(), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DocumentError(f"not YAML: {error}") from error
-    _drop_doubles(node, "", doubles)
+    _drop_doubles(node, doubles)
     return msgspec.structs.replace(document, text=yaml.serialize(node).encode())
 
 
-def _drop_doubles(node: Any, path: str, doubles: list[str]) -> None:
-    """Take every field but the last of its name out of a tree of YAML nodes."""
-    if node.id == "sequence":
-        for one in node.value:
-            _drop_doubles(one, path, doubles)
-    if node.id != "mapping":
-        return
-    last: dict[tuple[str, str], tuple[Any, Any]] = {}
-    for key, value in node.value:
-        name = (key.tag, str(key.value))
-        if name in last:
-            doubles.append(f"{path}{key.value}")
-        last[name] = (key, value)
-    node.value = list(last.values())
-    for key, value in node.value:
-        _drop_doubles(value, f"{path}{key.value}.", doubles)
+def _drop_doubles(root: Any, doubles: list[str]) -> None:
+    """Take every field but the last of its name out of a tree of YAML nodes.
+
+    Each node is seen once, however many aliases lead to it.
+    """
+    seen: set[int] = set()
+    waiting = [(root, "")]
+    while waiting:
+        node, path = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.id == "sequence":
+            waiting += [(one, path) for one in node.value]
+        elif node.id == "mapping":
+            last: dict[tuple[str, str], tuple[Any, Any]] = {}
+            for key, value in node.value:
+                name = (key.tag, str(key.value))
+                if name in last:
+                    doubles.append(f"{path}{key.value}")
+                last[name] = (key, value)
+            node.value = list(last.values())
+            waiting += [(value, f"{path}{key.value}.") for key, value in reversed(node.value)]
 
 
 def _note_json_doubles(text: bytes, doubles: list[str]) -> None:

@@ -365,6 +365,7 @@ def test_which_wins_does_not_depend_on_the_order_of_the_documents(file: Path) ->
         (f"{HEAD}---\nkind: KubeletConfiguration\n", "kind is 'KubeletConfiguration'"),
         (f"{HEAD}mode: [\n", "not YAML"),
         (f"{HEAD}mode: a\nmode: [\n", "not YAML"),
+        (f"{HEAD}mode: a\nmode: b\nipvs: &a [*a]\n", "not YAML"),
         ("[]", "is not an object"),
         ("\0", "not YAML"),
         (f"{HEAD}? [a]\n: b\n", "."),

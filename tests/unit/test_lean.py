@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from vipd.proxy.cli.main import _may_ask_api_server
 
 HEAVY = ("ssl", "_ssl", "_hashlib", "rich", "pyroute2", "watchfiles", "anyio")
 DNSPYTHON = ("dns.message", "dns.name")
@@ -66,3 +69,24 @@ for name in ("md5", "sha1", "sha256", "sha512", "sha3_256", "blake2b"):
     assert len(hashlib.new(name, b"x").hexdigest()) >= 32
 """
     assert "hashlib" in imported(script)
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ("mode: ipvs\nmanifests: [/m]\n", False),
+        ('{"kind": "x", "manifests": ["/m"]}', False),
+        ("mode: ipvs\n# manifests: [/m]\n", True),
+        ("kubeconfig: /etc/manifests/k\n", True),
+        ("kubeconfig: /k # not manifests: [/m]\n", True),
+    ],
+)
+def test_openssl_stays_where_a_file_may_lead_to_an_api_server(
+    tmp_path: Path, text: str, may: bool
+) -> None:
+    file = tmp_path / "file"
+    file.write_text(text)
+    assert _may_ask_api_server(["vipd", "run", "--config", str(file)]) is may
+    assert _may_ask_api_server(["vipd", "run", f"--config={file}"]) is may
+    assert _may_ask_api_server(["vipd", "run", f"--config={file}", "--kubeconfig", "/k"])
+    assert not _may_ask_api_server(["vipd", "run", f"--config={file}", "--manifests=/m"])
