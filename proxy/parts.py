@@ -4,6 +4,8 @@ Lives here: the parts, made in the order in which they need each other, and the 
 Must not: run anything (daemon.py does), or decide anything about services.
 """
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,18 @@ from vipd.proxy.answers import Answers
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.departures import Departures
 from vipd.proxy.dns_way import DnsWay
+from vipd.proxy.errors import SourceError
 from vipd.proxy.events import Event
+from vipd.proxy.names import Address
+from vipd.proxy.question import inside
 from vipd.proxy.reload import Reloading
 from vipd.proxy.snapshot import Snapshot, Touched
-from vipd.proxy.sources.addresses import FollowedAddresses
+from vipd.proxy.sources.addresses import FollowedAddresses, read
 from vipd.proxy.sources.protocol import Source
+from vipd.proxy.stale import Alive, Spot, StaleFlows
 from vipd.proxy.switch import Record
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
-from vipd.proxy.unreplied import Unreplied
 from vipd.proxy.virtualserver import Changes, Key, Table
 
 log = structlog.get_logger()
@@ -55,7 +60,11 @@ class Parts:
             config.dns, self._state_directory, node.cluster_cidrs, node.service_cidrs
         )
         self.dns_way = DnsWay(self.dns, self.sync)
-        self.unreplied = Unreplied(self._forget_unreplied)
+        self.stale_flows = StaleFlows(
+            self._forget_unreplied,
+            self._forget_stale,
+            lambda: (self.sync.snapshot, self.sync.table),
+        )
         self.own_addresses = FollowedAddresses(self.sync.take, NEED_OWN_ADDRESSES)
         self.switching = Switching(
             self.sync,
@@ -84,12 +93,16 @@ class Parts:
 
     def running(self) -> Sequence[Coroutine[Any, Any, None]]:
         """Return what runs beside the sync until the daemon ends."""
-        return self.departures.run(), self.dns_way.run(), self.reloading.run()
+        return (
+            self.departures.run(),
+            self.stale_flows.run(),
+            self.dns_way.run(),
+            self.reloading.run(),
+        )
 
     async def stop(self) -> None:
         """End what the parts have begun by themselves."""
         await self.dns.stop()
-        await self.unreplied.stop()
         await self.own_addresses.stop()
 
     def on_hangup(self) -> None:
@@ -106,25 +119,42 @@ class Parts:
     def _folded(
         self, events: Sequence[Event], before: Snapshot, after: Snapshot, touched: Touched
     ) -> None:
+        self.stale_flows.folded(before, after, touched)
         self.dns.take(events, before, after, touched)
         self.dns_way.note(before, after, touched)
 
     def _updated(self, before: Table, changes: Changes) -> None:
         self.departures.note(before, changes)
-        self.unreplied.note(before, changes)
+        self.stale_flows.note(before, changes)
 
     def _committed(self, keys: Collection[Key]) -> None:
         self.departures.committed(keys)
-        self.unreplied.committed(keys)
+        self.stale_flows.committed(keys)
         self.dns_way.committed(keys)
 
     async def _forget_unreplied(self, keys: Collection[Key]) -> int:
         from vipd.backends import conntrack
 
+        return await conntrack.forget_unreplied(keys, await self._answering_node_ports(keys))
+
+    async def _forget_stale(
+        self, keys: Collection[Key], alive: Alive, left: Collection[Spot] | None
+    ) -> int:
+        from vipd.backends import conntrack
+
+        own = await self._answering_node_ports(keys)
+        return await conntrack.forget_stale(keys, alive, own, left)
+
+    async def _answering_node_ports(self, keys: Collection[Key]) -> Collection[Address]:
+        """Return the own addresses that answer node ports, if there are any among the keys."""
+        if all(key.address is not None for key in keys):
+            return ()
         facts = self.sync.table.network
-        return await conntrack.forget_unreplied(
-            keys, facts.own_addresses or facts.primary_addresses
-        )
+        own = facts.own_addresses or facts.primary_addresses
+        if not facts.own_addresses:
+            with contextlib.suppress(SourceError):
+                own = (await asyncio.to_thread(read)).addresses
+        return [one for one in own if inside(one, facts.node_port_ranges)]
 
     async def _change_dns(self, changed: Config) -> list[str]:
         return await self.dns_way.change(changed, lambda: self.dns.change(changed.dns))
