@@ -57,31 +57,23 @@ async def entries(source: Address, key: Key) -> Sequence[Flow]:
     return await _in_thread(_entries, source, _place(key))
 
 
-async def forget_unreplied(keys: Collection[Key], own_addresses: Collection[Address] = ()) -> int:
-    """Delete entries without an answer that are not translated, of these virtual servers.
-
-    To be asked once they are programmed: NAT looks only at the first packet of an entry, so a
-    client that sent to an address before it was served would wait until its entry expires, and one
-    that keeps sending for ever. Translated entries stay: their answer may be under way.
-    `own_addresses` are those that node ports are answered on. Returns the number.
-    """
-    places = {place for key in keys for place in _places(key, own_addresses)}
-    if not places:
-        return 0
-    return await _in_thread(_forget_unreplied, places)
-
-
 async def forget_stale(
     keys: Collection[Key],
     alive: Callable[[Key], Collection[Spot]],
     own_addresses: Collection[Address] = (),
     left: Collection[Spot] | None = None,
 ) -> int:
-    """Delete the flows of virtual servers that are translated to somebody who is not alive.
+    """Delete the flows of virtual servers that lead nowhere; return how many there were.
 
-    `alive` is called in another thread. Of TCP only what waits for its first answer (SYN_SENT)
-    goes. `left`: nobody else has to be looked for, which saves most of the dump. `own_addresses` as
-    for `forget_unreplied`. Returns the number.
+    To be asked once they are programmed: NAT looks only at the first packet of an entry. What goes:
+
+    - entries without an answer that are not translated: the client sent before the address was
+      served, and would wait until its entry expires, or for ever where it goes on sending. Not
+      asked for where `left` is given;
+    - what is translated to somebody who is not alive, `left` or, where it is None, whoever. Of TCP
+      only what waits for its first answer (SYN_SENT).
+
+    `alive` is called in another thread. `own_addresses` are those that node ports are answered on.
     """
     places = {place: key for key in keys for place in _places(key, own_addresses)}
     return await _in_thread(_forget_stale, places, alive, left) if places else 0
@@ -131,48 +123,50 @@ def _entries(source: Address, place: Place) -> Sequence[Flow]:
     return found
 
 
-def _forget_unreplied(places: Collection[Place]) -> int:
-    def stuck(entry: Entry) -> bool:
-        return (
-            not entry.status & SEEN_REPLY
-            and entry.destination in places
-            and entry.answering == entry.destination
-        )
-
-    families = {family for family, *_ in places}
-    return sum(messages.delete(family, messages.unanswered(), stuck) for family in families)
-
-
 def _forget_stale(
     keys: Mapping[Place, Key],
     alive: Callable[[Key], Collection[Spot]],
     left: Collection[Spot] | None,
 ) -> int:
     @functools.cache
-    def spots_alive(key: Key) -> Collection[Place]:
+    def places_alive(key: Key) -> Collection[Place]:
         return {_place_of(*spot, key.protocol) for spot in alive(key)}
 
     def stale(entry: Entry) -> bool:
         key = keys.get(entry.destination)
-        return (
-            key is not None
-            and entry.answering != entry.destination
-            and entry.answering not in spots_alive(key)
-            and entry.state in (None, messages.SYN_SENT)
-        )
+        if key is None:
+            return False
+        if entry.answering == entry.destination:
+            return left is None and not entry.status & SEEN_REPLY
+        opening = entry.state in (None, messages.SYN_SENT)
+        return opening and entry.answering not in places_alive(key)
 
     deleted = 0
-    for family, number in {(family, number) for family, _, number, _ in keys}:
-        protocol = messages.PROTOCOLS[number]
-        places = [one for one in keys if (one[0], one[2]) == (family, number)]
-        answering = [one for spot in left or () if (one := _place_of(*spot, protocol))[0] == family]
-        if left is not None and not answering:
-            continue
-        wanted = messages.shared(places, answering)
-        if protocol is Protocol.TCP:
-            wanted += messages.unanswered()
-        deleted += messages.delete(family, wanted, stale)
+    for family in {family for family, *_ in keys}:
+        places = [one for one in keys if one[0] == family]
+        for wanted in _everybody(places) if left is None else _of_those(left, places):
+            deleted += messages.delete(family, wanted, stale)
     return deleted
+
+
+def _everybody(places: Collection[Place]) -> Iterator[bytes]:
+    """Yield the filters for all that may be stale of one family."""
+    yield messages.shared(places) + messages.unanswered()
+    for protocol in (Protocol.UDP, Protocol.SCTP):
+        theirs = [one for one in places if one[2] == NUMBERS[protocol]]
+        if theirs:
+            yield messages.shared(theirs) + messages.answered()
+
+
+def _of_those(left: Collection[Spot], places: Collection[Place]) -> Iterator[bytes]:
+    """Yield the filters for what is answered by those who left, of one family."""
+    for number, protocol in messages.PROTOCOLS.items():
+        theirs = [one for one in places if one[2] == number]
+        spots = [_place_of(*spot, protocol) for spot in left]
+        answering = [one for one in spots for place in theirs[:1] if one[0] == place[0]]
+        if answering:
+            opening = messages.unanswered() if protocol is Protocol.TCP else b""
+            yield messages.shared(theirs, answering) + opening
 
 
 def _cut(pairs: Collection[tuple[Place, Place]]) -> int:

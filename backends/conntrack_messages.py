@@ -43,12 +43,18 @@ _ERROR, _DONE = 2, 3
 _NESTED, _TYPE_MASK = 0x8000, 0x3FFF
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18
 _MARK_MASK, _FILTER, _STATUS_MASK = 21, 25, 26
+_IDENTITY = (_TUPLE_ORIG, _ID, _ZONE)
+_LAST = 2
+"""Sequence number of the last message of a batch."""
 _SOURCE, _DESTINATION = 1, 2
 """An address of a tuple (enum ctattr_ip), and one more for a port (enum ctattr_l4proto)."""
 _PROTOCOL = 1
 
 _HEAD = struct.Struct("=IH10xB3x")
 """Length and type of a message, family of the entry."""
+_SEQUENCE = struct.Struct("=8xI")
+_START = struct.Struct("=IHHIIBBH")
+"""struct nlmsghdr, then struct nfgenmsg."""
 _ATTRIBUTE = struct.Struct("=HH")
 # Both tuples: header, addresses' header, source, destination, ports' header, protocol, ports.
 TUPLE: Mapping[int, struct.Struct] = {
@@ -96,7 +102,16 @@ def marked(mark: int, mask: int) -> bytes:
 
 def unanswered() -> bytes:
     """Return the filter for entries that have seen no answer."""
-    wanted = _attribute(_STATUS, struct.pack(">I", 0))
+    return _answered(0)
+
+
+def answered() -> bytes:
+    """Return the filter for entries that have seen an answer."""
+    return _answered(SEEN_REPLY)
+
+
+def _answered(status: int) -> bytes:
+    wanted = _attribute(_STATUS, struct.pack(">I", status))
     return wanted + _attribute(_STATUS_MASK, struct.pack(">I", SEEN_REPLY))
 
 
@@ -146,39 +161,46 @@ def delete(family: int, wanted: bytes, condemned: Callable[[Entry], bool]) -> in
     with _netlink() as connection:
         for entry in dump(family, wanted):
             if condemned(entry):
-                waiting.append(_deletion(entry))
+                waiting.append(_identity(entry))
             if len(waiting) == AT_ONCE:
-                deleted += _send(connection, waiting)
+                deleted += _send_deletions(connection, family, waiting)
                 waiting = []
-        return deleted + _send(connection, waiting)
+        return deleted + _send_deletions(connection, family, waiting)
 
 
-def _deletion(entry: Entry) -> bytes:
-    """Return the message that deletes this entry, and not one that took its place meanwhile."""
-    told = b"".join(
-        bytes(entry.data[at : at + length])
-        for kind, at, length in attributes(entry.data, entry.start + FIRST, entry.end)
-        if kind in (_TUPLE_ORIG, _ID, _ZONE)
-    )
-    return _message(_DELETE, _REQUEST | _ACK, entry.destination[0], told)
+def _identity(entry: Entry) -> bytes:
+    """Return what names this entry, and not one that took its place meanwhile."""
+    data, at, end = entry.data, entry.start + FIRST, entry.end
+    told = b""
+    while at < end:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        length = length + 3 & ~3
+        if kind & _TYPE_MASK in _IDENTITY:
+            told += data[at : at + length]
+        at += length
+    return told
 
 
-def _send(connection: socket.socket, messages: Sequence[bytes]) -> int:
-    """Send deletions and return how many were done; an entry that is gone already is none."""
-    if not messages:
+def _send_deletions(connection: socket.socket, family: int, entries: Sequence[bytes]) -> int:
+    """Return how many were done; an entry that is gone already is none.
+
+    Only errors are answered, and the last one: the kernel takes one after the other.
+    """
+    if not entries:
         return 0
-    connection.send(b"".join(messages))
-    done = answered = 0
+    batch = [_message(_DELETE, _REQUEST, family, one) for one in entries[:-1]]
+    last = _message(_DELETE, _REQUEST | _ACK, family, entries[-1], _LAST)
+    connection.send(b"".join((*batch, last)))
+    done = len(entries)
     data = bytearray(1 << 17)
     for kind, start, _, _ in _received(connection, data):
         if kind == _ERROR:
             code = _code(data, start)
             if code not in (0, errno.ENOENT):
                 raise OSError(code, os.strerror(code))
-            done += not code
-            answered += 1
-        if answered == len(messages):
-            break
+            done -= bool(code)
+            if _SEQUENCE.unpack_from(data, start)[0] == _LAST:
+                break
     return done
 
 
@@ -258,10 +280,9 @@ def _netlink() -> socket.socket:
     return connection
 
 
-def _message(command: int, flags: int, family: int, told: bytes) -> bytes:
-    length = FIRST + len(told)
-    head = struct.pack("=IHHII", length, _SUBSYSTEM << 8 | command, flags, 1, 0)
-    return head + struct.pack("=BBH", family, 0, 0) + told
+def _message(command: int, flags: int, family: int, told: bytes, number: int = 1) -> bytes:
+    kind = _SUBSYSTEM << 8 | command
+    return _START.pack(FIRST + len(told), kind, flags, number, 0, family, 0, 0) + told
 
 
 def _attribute(kind: int, data: bytes) -> bytes:

@@ -61,9 +61,7 @@ class Parts:
         )
         self.dns_way = DnsWay(self.dns, self.sync)
         self.stale_flows = StaleFlows(
-            self._forget_unreplied,
-            self._forget_stale,
-            lambda: (self.sync.snapshot, self.sync.table),
+            self._forget_stale, lambda: (self.sync.snapshot, self.sync.table)
         )
         self.own_addresses = FollowedAddresses(self.sync.take, NEED_OWN_ADDRESSES)
         self.switching = Switching(
@@ -131,11 +129,6 @@ class Parts:
         self.departures.committed(keys)
         self.stale_flows.committed(keys)
         self.dns_way.committed(keys)
-
-    async def _forget_unreplied(self, keys: Collection[Key]) -> int:
-        from vipd.backends import conntrack
-
-        return await conntrack.forget_unreplied(keys, await self._answering_node_ports(keys))
 
     async def _forget_stale(
         self, keys: Collection[Key], alive: Alive, left: Collection[Spot] | None

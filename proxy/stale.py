@@ -43,16 +43,17 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 """Before another look where the kernel was busy; the pause doubles from the first to the longest.
 """
+REST = 9
+"""Times as long as a look took, before the next one: a large table takes a tenth of a processor."""
 
 Spot = tuple[Address, int]
 """Address and port of an endpoint."""
-ForgetUnreplied = Callable[[Collection[Key]], Awaitable[int]]
-"""Deletes the unanswered entries of these virtual servers that are not translated; counts them."""
 Alive = Callable[[Key], Collection[Spot]]
 """Returns who may answer for a virtual server; from whatever thread."""
-ForgetStale = Callable[[Collection[Key], Alive, Collection[Spot] | None], Awaitable[int]]
-"""Deletes the entries of these virtual servers that lead to nobody alive, only those to these spots
-where they are given; counts them."""
+Forget = Callable[[Collection[Key], Alive, Collection[Spot] | None], Awaitable[int]]
+"""Deletes what leads nowhere of these virtual servers, and counts it: where spots are given, what
+leads to these and they are not alive; else what leads to anybody not alive, or was not answered
+before there was anybody."""
 
 log = structlog.get_logger()
 
@@ -73,8 +74,7 @@ class StaleFlows:
 
     def __init__(
         self,
-        forget_unreplied: ForgetUnreplied,
-        forget_stale: ForgetStale,
+        forget: Forget,
         now: Callable[[], tuple[Snapshot, Table]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,8 +82,7 @@ class StaleFlows:
         """Entries that were forgotten, since the start."""
         self.took = {family: Distribution(SYNC_SECONDS) for family in Family}
         """Seconds of each look."""
-        self._forget_unreplied, self._forget_stale = forget_unreplied, forget_stale
-        self._now, self._clock = now, clock
+        self._forget, self._now, self._clock = forget, now, clock
         self._begun = False
         """Whether there was a commit. The first is about everything."""
         self._uncommitted: set[Key] = set()
@@ -125,8 +124,10 @@ class StaleFlows:
         """Forget, one look at a time; until cancelled."""
         while True:
             self._sooner.clear()
+            started = time.perf_counter()
             if await self.look():
                 self._pause = FIRST_PAUSE_SECONDS
+                await asyncio.sleep(REST * (time.perf_counter() - started))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._until_next()):
                         await self._sooner.wait()
@@ -141,7 +142,7 @@ class StaleFlows:
         if not due and not lost:
             return True
         try:
-            await self._forget(due, lost)
+            await self._forget_all(due, lost)
         except Busy as error:
             if self._pause == FIRST_PAUSE_SECONDS:
                 log.warning("stale flows are not forgotten yet", why=str(error))
@@ -181,7 +182,7 @@ class StaleFlows:
             if self._uncommitted.isdisjoint(_keys(table, name))
         ]
 
-    async def _forget(self, due: set[Key], lost: Mapping[NamespacedName, _Lost]) -> None:
+    async def _forget_all(self, due: set[Key], lost: Mapping[NamespacedName, _Lost]) -> None:
         snapshot, table = self._now()
 
         @functools.cache
@@ -200,10 +201,9 @@ class StaleFlows:
             started = time.perf_counter()
             flows = 0
             if every:
-                flows += await self._forget_unreplied(every)
-                flows += await self._forget_stale(every, alive, None)
+                flows += await self._forget(every, alive, None)
             if some:
-                flows += await self._forget_stale(some, alive, spots)
+                flows += await self._forget(some, alive, spots)
             seconds = time.perf_counter() - started
             self.took[family].observe(seconds)
             self.deleted[family] += flows

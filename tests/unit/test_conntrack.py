@@ -22,6 +22,8 @@ MARK, MASK = 0x4E000000, 0xFF000000
 SEEN_REPLY, ASSURED, CONFIRMED = 1 << 1, 1 << 2, 1 << 3
 ESTABLISHED, TIME_WAIT, CLOSE = 3, 7, 8
 NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+UDP, SCTP = Protocol.UDP, Protocol.SCTP
+SPOT, SPOT6 = (ip_address("10.2.0.1"), 53), (ip_address("fd00:2::1"), 53)
 T = TypeVar("T")
 Inside = Callable[[Callable[[], T]], T]
 
@@ -182,13 +184,15 @@ def test_only_what_is_unanswered_and_untranslated_is_forgotten(inside: Inside[An
     inside(tracked("fd00::1 53", "fd00::1 53", client=9, **stuck))
     keys = [key("10.0.0.1", 53, udp), key(None, 30053, udp), key("fd00::1", 53, udp)]
     own = [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
-    assert inside(waited(lambda: conntrack.forget_unreplied(keys, own))) == 3
+    assert (
+        inside(
+            waited(
+                lambda: conntrack.forget_stale(keys, lambda _: {(ip_address("10.2.0.1"), 53)}, own)
+            )
+        )
+        == 3
+    )
     assert inside(clients) == {2, 3, 4, 5, 6, 8}
-
-
-UDP, SCTP = Protocol.UDP, Protocol.SCTP
-SPOT = ip_address("10.2.0.1"), 53
-SPOT6 = ip_address("fd00:2::1"), 53
 
 
 @pytest.mark.usefixtures("kernel")
@@ -312,8 +316,7 @@ def test_without_the_right_to_it_is_said_what_is_needed(inside: Inside[Any]) -> 
 
 def test_without_keys_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack_messages, "_netlink", None)
-    assert asyncio.run(conntrack.forget_unreplied([])) == 0
-    assert asyncio.run(conntrack.forget_unreplied([key(None, 30080)])) == 0
+    assert asyncio.run(conntrack.forget_stale([], lambda _: ())) == 0
     assert asyncio.run(conntrack.forget_stale([key(None, 30080)], lambda _: ())) == 0
     assert asyncio.run(conntrack.cut([])) == 0
 

@@ -18,9 +18,8 @@ from vipd.proxy.stale import Alive, Spot, StaleFlows, taken
 from vipd.proxy.virtualserver import Changes, Key, Table
 
 SETTINGS = NodeSettings(node_name="n")
-Look = tuple[str, list[str], list[str] | None]
-"""What was asked of connection tracking: unreplied, or stale; of which keys; who left. For stale
-ones the keys have those who live."""
+Look = tuple[list[str], list[str] | None]
+"""What was asked of connection tracking: virtual servers with those who live; who left."""
 
 
 class World:
@@ -34,29 +33,20 @@ class World:
         self.looks: list[Look] = []
         self.errors: list[DataplaneError] = []
         self.stale = StaleFlows(
-            self._unreplied,
-            self._stale,
+            self._forget,
             lambda: (self.snapshot, self.table),
             lambda: self.time,
         )
 
-    async def _unreplied(self, keys: Collection[Key]) -> int:
-        self._raise()
-        self.looks.append(("unreplied", sorted(map(str, keys)), None))
-        return 2
-
-    async def _stale(
+    async def _forget(
         self, keys: Collection[Key], alive: Alive, left: Collection[Spot] | None
     ) -> int:
-        self._raise()
-        told = [f"{key}: {' '.join(sorted(map(_printed, alive(key))))}" for key in keys]
-        gone = None if left is None else sorted(map(_printed, left))
-        self.looks.append(("stale", sorted(told), gone))
-        return 3
-
-    def _raise(self) -> None:
         if self.errors:
             raise self.errors.pop(0)
+        told = [f"{key}: {' '.join(sorted(map(_printed, alive(key))))}" for key in keys]
+        gone = None if left is None else sorted(map(_printed, left))
+        self.looks.append((sorted(told), gone))
+        return 3
 
     def tell(self, events: list[Event], *, committed: bool = True) -> tuple[Table, Changes]:
         before, unfolded = self.table, self.snapshot
@@ -95,20 +85,19 @@ def world(tmp_path: Path) -> World:
 
 
 def looked(tcp: str, udp: str, left: list[str] | None) -> Look:
-    return ("stale", [f"{UDP}: {udp}", f"{TCP}: {tcp}"], left)
+    return ([f"{UDP}: {udp}", f"{TCP}: {tcp}"], left)
 
 
 LEFT = [f"{TWO}:5300", f"{TWO}:8080"]
 WITHOUT_TWO = looked(f"{ONE}:8080", f"{ONE}:5300", LEFT)
-BOTH_KEYS = [str(UDP), str(TCP)]
 GRACE = module.GRACE_SECONDS
 
 
 async def test_the_first_commit_is_a_look_at_everything_by_who_lives(world: World) -> None:
     world.endpoints(ONE, f"{TWO} terminating")
     alive = looked(f"{ONE}:8080 {TWO}:8080", f"{ONE}:5300 {TWO}:5300", None)
-    assert await world.later(0.0) == [("unreplied", BOTH_KEYS, None), alive]
-    assert world.stale.deleted == {Family.IPV4: 5}
+    assert await world.later(0.0) == [alive]
+    assert world.stale.deleted == {Family.IPV4: 3}
     assert sum(world.stale.took[Family.IPV4].counts) == 1
     assert await world.later(100.0) == []
 
@@ -149,7 +138,7 @@ async def test_where_nobody_serves_those_that_are_there_live(world: World) -> No
     await world.begun(ONE, TWO)
     world.endpoints(f"{TWO} silent")
     (look,) = await world.later(GRACE)
-    assert look[1] == looked(f"{TWO}:8080", f"{TWO}:5300", None)[1]
+    assert look[0] == looked(f"{TWO}:8080", f"{TWO}:5300", None)[0]
 
 
 async def test_what_ends_while_an_earlier_change_is_not_committed_waits_for_it(
@@ -169,10 +158,9 @@ async def test_what_changes_before_the_first_commit_is_looked_at_with_its_own(
     world.endpoints(ONE, TWO, committed=False)
     world.endpoints(ONE, committed=False)
     world.stale.committed([TCP])  # the other one has changed meanwhile
-    assert len(await world.later(0.0)) == 2
+    assert await world.later(0.0) == [([f"{TCP}: {ONE}:8080"], None)]
     world.stale.committed([UDP])
-    _, (kind, keys, left) = await world.later(0.0)
-    assert (kind, keys, left) == ("stale", [f"{UDP}: {ONE}:5300"], None)
+    assert await world.later(0.0) == [([f"{UDP}: {ONE}:5300"], None)]
 
 
 async def test_a_change_of_the_target_port_leaves_the_old_one_behind(world: World) -> None:
@@ -191,7 +179,7 @@ async def test_an_address_that_gets_another_service_is_looked_at_wholly(world: W
     world.tell([Deleted(Kind.SERVICE, NamespacedName("test", "web"))])
     assert await world.later(GRACE) == []  # its endpoints may live on
     assert taken(*world.endpoints(ONE)) == {TCP, UDP}
-    assert [kind for kind, *_ in await world.later(0.0)] == ["unreplied", "stale"]
+    assert await world.later(0.0) == [looked(f"{ONE}:8080", f"{ONE}:5300", None)]
 
 
 async def test_what_gets_its_first_endpoint_is_looked_at_at_once(world: World) -> None:
@@ -200,7 +188,7 @@ async def test_what_gets_its_first_endpoint_is_looked_at_at_once(world: World) -
     assert await world.later(0.0) == []
     world.stale.committed([TCP])
     world.stale.committed([TCP])
-    assert [keys for _, keys, _ in await world.later(0.0)] == [[str(TCP)], [f"{TCP}: {ONE}:8080"]]
+    assert await world.later(0.0) == [([f"{TCP}: {ONE}:8080"], None)]
     assert taken(*world.endpoints(ONE, TWO)) == set()
     assert taken(*world.endpoints()) == set()
 
@@ -236,7 +224,7 @@ async def running(world: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 async def test_the_task_wakes_for_what_is_due(running: World) -> None:
     running.endpoints(ONE, TWO)
-    await until(lambda: len(running.looks) == 2)
+    await until(lambda: len(running.looks) == 1)
     running.endpoints(ONE, committed=False)
     running.stale.committed([TCP, UDP])
     await until(lambda: WITHOUT_TWO in running.looks)
@@ -249,7 +237,7 @@ async def test_the_task_tries_again_while_the_kernel_is_busy(running: World) -> 
     running.stale._pause = 0.0
     running.errors = [Busy("no"), Busy("no")]
     running.endpoints(ONE)
-    await until(lambda: len(running.looks) == 2)
+    await until(lambda: running.looks)
 
 
 async def until(holds: Callable[[], object]) -> None:
