@@ -23,6 +23,7 @@ from vipd.proxy.departures import Departures
 from vipd.proxy.dns_way import DnsWay
 from vipd.proxy.errors import SourceError
 from vipd.proxy.events import Event
+from vipd.proxy.kernel_settings import KernelSettings
 from vipd.proxy.names import Address
 from vipd.proxy.question import inside
 from vipd.proxy.reload import Reloading
@@ -78,11 +79,13 @@ class Parts:
         self.departures = Departures(
             drain_seconds, self.switching.cut, lambda: (self.sync.snapshot, self.sync.table)
         )
+        self.kernel_settings = KernelSettings(config.conntrack, config.oom_score_adjust)
         self.reloading = Reloading(flags, {"dns": self._change_dns}, self.dns.reread)
         self._follows_file = flags.config is not None
         answers = Answers(
-            config, self.sync, self.switching, self.departures, source, started, self.dns
-        )
+            config, self.sync, self.switching, self.departures, source, started, self.dns,
+            self.kernel_settings,
+        )  # fmt: skip
         self.requests: dict[str, control.Reader] = {
             **answers.requests(),
             "dns": self.dns.status,
@@ -94,6 +97,7 @@ class Parts:
         return (
             self.departures.run(),
             self.stale_flows.run(),
+            self.kernel_settings.run(),
             self.dns_way.run(),
             self.reloading.run(),
         )

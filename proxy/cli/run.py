@@ -36,8 +36,19 @@ from vipd.proxy.cli.options import (
     default="text",
     help="How log lines are written to standard error. Default: text.",
 )
+@click.option(
+    "--init-only",
+    is_flag=True,
+    help="Make the kernel settings that take privileges, and end. What is refused is logged.",
+)
 @click.argument("more", nargs=-1, metavar="[PATH]…")
-def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **told: Any) -> None:
+def run(
+    manifests: tuple[str, ...],
+    more: tuple[str, ...],
+    log_format: str,
+    init_only: bool,
+    **told: Any,
+) -> None:
     """Serve the services of this node until SIGTERM.
 
     What was programmed stays when the daemon ends; `vipd cleanup` removes it.
@@ -45,6 +56,7 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
     import asyncio
 
     from vipd.proxy import daemon, logs
+    from vipd.proxy import init_only as initial
     from vipd.proxy.cli.source import source
     from vipd.proxy.config import load
 
@@ -53,6 +65,9 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
     said = flags((*manifests, *more), **told)
     config = load(said)
     logs.configure(log_format)
+    if init_only:
+        asyncio.run(initial.initialise(config))
+        return
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     chosen = source(config)
     asyncio.run(daemon.run(config, chosen, said))
