@@ -184,11 +184,13 @@ class StaleFlows:
 
     async def _forget_all(self, due: set[Key], lost: Mapping[NamespacedName, _Lost]) -> None:
         snapshot, table = self._now()
+        later = {name: frozenset(one.spots) for name, one in self._lost.items()}
 
         @functools.cache
         def alive(key: Key) -> Collection[Spot]:
             owner = table.claims[key][0].owner
-            return serving(snapshot.slices.get(owner.service, ()), owner, key.family)
+            found = serving(snapshot.slices.get(owner.service, ()), owner, key.family)
+            return found | later.get(owner.service, frozenset())
 
         due = {key for key in due if key in table.claims}
         those = {key for name in lost for key in _keys(table, name)} - due

@@ -193,6 +193,15 @@ async def test_what_gets_its_first_endpoint_is_looked_at_at_once(world: World) -
     assert taken(*world.endpoints()) == set()
 
 
+async def test_who_stopped_a_moment_ago_lives_for_a_look_at_everything(world: World) -> None:
+    await world.begun()
+    world.endpoints(ONE, TWO)
+    world.endpoints(ONE)
+    both = looked(f"{ONE}:8080 {TWO}:5300 {TWO}:8080", f"{ONE}:5300 {TWO}:5300 {TWO}:8080", None)
+    assert await world.later(0.5 * GRACE) == [both]
+    assert await world.later(0.5 * GRACE) == [WITHOUT_TWO]
+
+
 async def test_where_the_kernel_is_busy_they_are_forgotten_later(world: World) -> None:
     await world.begun(ONE, TWO)
     world.endpoints(ONE)
