@@ -11,7 +11,7 @@ import functools
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import ParamSpec, TypeVar
 
@@ -75,8 +75,7 @@ async def forget_stale(
 
     `alive` is called in another thread. `own_addresses` are those that node ports are answered on.
     """
-    places = {place: key for key in keys for place in _places(key, own_addresses)}
-    return await _in_thread(_forget_stale, places, alive, left) if places else 0
+    return await _in_thread(_forget_stale, keys, alive, own_addresses, left)
 
 
 async def cut(departed: Sequence[Departed]) -> int:
@@ -124,16 +123,19 @@ def _entries(source: Address, place: Place) -> Sequence[Flow]:
 
 
 def _forget_stale(
-    keys: Mapping[Place, Key],
+    keys: Collection[Key],
     alive: Callable[[Key], Collection[Spot]],
+    own_addresses: Collection[Address],
     left: Collection[Spot] | None,
 ) -> int:
+    met_at = {place: key for key in keys for place in _places(key, own_addresses)}
+
     @functools.cache
     def places_alive(key: Key) -> Collection[Place]:
         return {_place_of(*spot, key.protocol) for spot in alive(key)}
 
     def stale(entry: Entry) -> bool:
-        key = keys.get(entry.destination)
+        key = met_at.get(entry.destination)
         if key is None:
             return False
         if entry.answering == entry.destination:
@@ -142,8 +144,8 @@ def _forget_stale(
         return opening and entry.answering not in places_alive(key)
 
     deleted = 0
-    for family in {family for family, *_ in keys}:
-        places = [one for one in keys if one[0] == family]
+    for family in {family for family, *_ in met_at}:
+        places = [one for one in met_at if one[0] == family]
         for wanted in _everybody(places) if left is None else _of_those(left, places):
             deleted += messages.delete(family, wanted, stale)
     return deleted
