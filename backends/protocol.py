@@ -250,3 +250,11 @@ class Driver(typing.Protocol[PlanIn, ObservedOut]):
 
     async def teardown(self) -> Sequence[str]:
         """Remove everything of this mode and say what it was. Idempotent. The skeleton stays."""
+
+
+@typing.runtime_checkable
+class SettingUp(typing.Protocol):
+    """A driver whose mode needs settings of the kernel (sysctls) that are not its own objects."""
+
+    async def set_up(self) -> Sequence[str]:
+        """Set them; return a sentence for each that could not be set. Recorded for `teardown`."""

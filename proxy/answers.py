@@ -25,6 +25,7 @@ from vipd.proxy.errors import ControlError, DataplaneError
 from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.http.service import HttpService
+from vipd.proxy.kernel_settings import KernelSettings
 from vipd.proxy.question import question
 from vipd.proxy.sources.protocol import Source
 from vipd.proxy.status import (
@@ -68,6 +69,7 @@ class Answers:
         started: float,
         dns: DnsService,
         http: HttpService,
+        kernel_settings: KernelSettings,
     ) -> None:
         self._config = config
         self._sync = sync
@@ -77,6 +79,7 @@ class Answers:
         self._started = started
         self._dns = dns
         self._http = http
+        self._kernel_settings = kernel_settings
 
     def requests(self) -> Mapping[str, Reader]:
         """Return the requests by name."""
@@ -121,7 +124,7 @@ class Answers:
             problems=tuple(str(error) for error in sync.problems.values()),
             conflicts=tuple(map(str, table.contested.values())),
             rejected=tuple(views.rejected(table, serving.rejected)),
-            notes=(*notes, *worker_notes(usage)),
+            notes=(*notes, *self._kernel_settings.refused, *worker_notes(usage)),
             passed_over=views.passed_over(self._source.passed_over),
             why_mode=switching.why,
             switch=switching.report,

@@ -6,8 +6,7 @@ itself (who makes `Departures` says how), or know a dataplane.
 No dataplane sends a new connection to an endpoint that is not in the table any more. What was open
 goes on, until it ends or the deadline of the Service or of the node is reached. An endpoint that is
 merely not ready keeps its flows as long as it lives: readiness that comes and goes cuts nobody off.
-A UDP endpoint that is gone has a second only: nobody answers there, and a client that keeps its
-port would send to it for ever, as nothing ends such a flow (kubernetes/kubernetes#125467).
+Flows that hang on an address that does not answer any more go sooner, see stale.py.
 Nothing is ended before the commit that takes the endpoint out: a flow would begin anew to it.
 Source: KEP-1669 (terminating endpoints).
 """
@@ -25,17 +24,13 @@ from msgspec import Struct
 
 from vipd.backends.protocol import Departed
 from vipd.proxy.errors import Busy, DataplaneError
-from vipd.proxy.names import Address, Protocol, ServicePortName
+from vipd.proxy.names import Address, ServicePortName
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Changes, Key, Table, VirtualServer
 
-UDP_GRACE_SECONDS = 1.0
-"""How long the flows of a UDP endpoint that is gone stay after the commit: for answers that are
-under way (kubernetes/kubernetes#45976), and for the next commit where one more was waiting."""
-UDP_LOOK_SECONDS = 5.0
-"""How often it is looked at whether a UDP endpoint that left is still there."""
 LATE_LOOK_SECONDS = 60.0
-"""The same for every endpoint beyond its deadline, and the pause after a cut that failed."""
+"""How often it is looked at whether an endpoint beyond its deadline is still there, and the pause
+after a cut that failed."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 """The pause after a cut for which the kernel was busy; it doubles from the first to the longest."""
@@ -175,8 +170,7 @@ class Departures:
         for key in keys if self._pending else ():
             for spot, one in self._pending.get(key, {}).items():
                 if one.look_at is None:
-                    udp = key.protocol is Protocol.UDP
-                    self._look(key, spot, one, now + UDP_GRACE_SECONDS if udp else one.deadline)
+                    self._look(key, spot, one, max(now, one.deadline))
                     self._sooner.set()
         if len(self._queue) > 2 * self._size + MOST_STALE:
             self._rebuild_queue()
@@ -230,10 +224,7 @@ class Departures:
                 continue  # it came back meanwhile
             if one.owner not in known:
                 known[one.owner] = standings(snapshot, one.owner)
-            standing = known[one.owner].get(spot, Standing.GONE)
-            if now < one.deadline and standing is not Standing.GONE:
-                self._look(key, spot, one, min(one.deadline, now + UDP_LOOK_SECONDS))
-            elif standing is Standing.THERE:
+            if known[one.owner].get(spot, Standing.GONE) is Standing.THERE:
                 self._look(key, spot, one, now + LATE_LOOK_SECONDS)
             else:
                 due.append(Departed(key, *spot))

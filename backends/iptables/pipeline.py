@@ -57,12 +57,16 @@ OFF_CLUSTER, POSTROUTING = f"{PREFIX}OFF-CLUSTER", f"{PREFIX}POSTROUTING"
 EXTERNAL, REFUSE, FORWARD = f"{PREFIX}EXTERNAL-SERVICES", f"{PREFIX}REJECT", f"{PREFIX}FORWARD"
 
 NOT_A_SYN = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN"
+INVALID = f"{PREFIX}INVALID"
+
 NEW = "-m conntrack --ctstate NEW"
+_NOT_PLACED = "-p tcp -m conntrack --ctstate INVALID"
 _OURS = f"-m connmark --mark {GENERATION:#x}/{GENERATION_MASK:#x}"
 _MARK_GENERATION = Rule("", f"-j CONNMARK --set-xmark {GENERATION:#x}/{GENERATION_MASK:#x}")
 _TRANSLATED = Rule(f"{_OURS} -m conntrack --ctstate DNAT", "-j RETURN")
 _KEEP = Rule(NOT_A_SYN, "-j RETURN")
 _PORTALS = "kubernetes service portals"
+_OUTSIDE = "outside of the window"
 
 JUMPS = (
     Jump(NAT, "PREROUTING", "", SERVICES, _PORTALS),
@@ -72,6 +76,8 @@ JUMPS = (
     Jump(FILTER, "FORWARD", "", FORWARD, "kubernetes forwarding rules"),
     Jump(FILTER, "FORWARD", NEW, SERVICES, _PORTALS),
     Jump(FILTER, "OUTPUT", NEW, SERVICES, _PORTALS),
+    Jump(FILTER, "INPUT", _NOT_PLACED, INVALID, _OUTSIDE),
+    Jump(FILTER, "FORWARD", _NOT_PLACED, INVALID, _OUTSIDE),
 )
 """Each stands first in its chain; of two in one chain the later one comes first."""
 
@@ -98,6 +104,7 @@ def chains(table: str, network: NodeNetwork, family: Family) -> list[Chain]:
         _refusing(network, family),
         _refusing_arrivals(network, family),
         _forwarding(network),
+        _invalid(network, family),
     ]
 
 
@@ -226,6 +233,25 @@ def _forwarding(network: NodeNetwork) -> Chain:
         Rule(f"{_OURS} -m conntrack --ctstate RELATED,ESTABLISHED", "-j ACCEPT"),
     )
     return Chain(FORWARD, rules, "kubernetes forwarding rules")
+
+
+def _invalid(network: NodeNetwork, family: Family) -> Chain:
+    """Drop TCP packets of pods, and to them, that connection tracking cannot place.
+
+    Nothing translates them back, so the client would meet them from an endpoint that it does not
+    know, and reset a connection that is well (kubernetes/kubernetes#74839, #117924). What else the
+    node forwards may come by one way and go by another (#94861): it is dropped only where pods
+    cannot be told.
+    """
+    pods = [match for one in from_pods(network, family) for match in (one, _reversed(one))]
+    matches = pods or ["-m addrtype ! --dst-type LOCAL"]
+    rules = tuple(Rule(one, "-j DROP") for one in matches)
+    return Chain(INVALID, rules, "would reset a connection that is well")
+
+
+def _reversed(match: str) -> str:
+    """Return the match for packets to pods from that for packets of pods."""
+    return match.replace("-i ", "-o ", 1).replace("-s ", "-d ", 1)
 
 
 def _of(networks: Sequence[Network], family: Family) -> list[Network]:

@@ -20,7 +20,7 @@ from vipd.backends.iptables.objects import (
     Element,
     Rule,
 )
-from vipd.backends.iptables.pipeline import HALVES, JUMPS, chains
+from vipd.backends.iptables.pipeline import HALVES, INVALID, JUMPS, chains
 from vipd.backends.protocol import Packet, Step
 from vipd.backends.xtables import PREFIX
 from vipd.proxy.names import Family, family_of, parse_network
@@ -95,8 +95,12 @@ class Walk:
                 self._add(balance.chains(server, program.network))
 
     def hook(self, table: str, chain: str) -> str:
-        """Walk what jumps from one of the host's chains to ours; return the verdict, if any."""
-        for jump in reversed([one for one in JUMPS if (one.table, one.chain) == (table, chain)]):
+        """Walk what jumps from one of the host's chains to ours; return the verdict, if any.
+
+        The packet is the first of a connection, so it does not meet what is for invalid ones.
+        """
+        jumps = [one for one in JUMPS if (one.table, one.chain) == (table, chain)]
+        for jump in reversed([one for one in jumps if one.to != INVALID]):
             verdict = self._chain(table, self._tables[table][jump.to])
             if verdict:
                 return verdict

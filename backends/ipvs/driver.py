@@ -41,7 +41,7 @@ from vipd.backends.ipvs.settings import CONNTRACK, version, wanted
 from vipd.backends.ipvs.work import Work
 from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
-from vipd.backends.sysctl import Sysctls
+from vipd.backends.sysctl import Setting, Sysctls
 from vipd.proxy.errors import DataplaneError, Rejected, Unsupported
 from vipd.proxy.names import Family, family_of
 from vipd.proxy.settings import DataplaneSettings
@@ -184,16 +184,23 @@ class IpvsDriver:
             await self._firewall.destroy_sets(sorted(seen.sets))
             return [*_words(seen), *self._sysctls.restore()]
 
+    async def set_up(self) -> Sequence[str]:
+        """Load IPVS and set its sysctls."""
+        refused = await self._refused()
+        return [f"{one} is not set: {why} ({one.why})" for one, why in refused.items()]
+
+    async def _refused(self) -> dict[Setting, str]:
+        if not await asyncio.to_thread(self._kernel.available):
+            await probe.load("ip_vs")
+        kernel = version(os.uname().release)
+        return self._sysctls.apply(wanted(self._settings.ipvs, kernel))
+
     # The steps of a commit
 
     async def _prepare(self) -> None:
         if self._prepared:
             return
-        if not await asyncio.to_thread(self._kernel.available):
-            await probe.load("ip_vs")
-        kernel = version(os.uname().release)
-        failed = self._sysctls.apply(wanted(self._settings.ipvs, kernel))
-        for setting, why in failed.items():
+        for setting, why in (await self._refused()).items():
             if setting.path == CONNTRACK:
                 raise Unsupported(f"{setting}: {why}", "IPVS with connection tracking is needed")
             log.warning("sysctl not written", setting=str(setting), why=why, wanted=setting.why)

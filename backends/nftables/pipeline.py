@@ -174,6 +174,14 @@ def from_pod(family: Family, network: NodeNetwork) -> str:
     return f"{WORDS[family].saddr} {cidrs}" if cidrs else ""
 
 
+def _to_pod(family: Family, network: NodeNetwork) -> str:
+    """Return the match for packets to pods, or an empty text where pods cannot be told."""
+    if network.pod_sources.interface:
+        return f'oifname "{network.pod_sources.interface}"'
+    cidrs = networks(network.pod_sources.cidrs, family)
+    return f"{WORDS[family].daddr} {cidrs}" if cidrs else ""
+
+
 def _not_from_pod(family: Family, network: NodeNetwork) -> str:
     """Return the opposite. Packets of the node itself have no interface: they are not pods'."""
     if network.pod_sources.interface:
@@ -305,7 +313,7 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
     hooks = [
         Chain(
             f"filter-{hook}",
-            (Rule(f"ct state new goto {target}"),),
+            (*_invalid(hook, family, network), Rule(f"ct state new goto {target}")),
             f"type filter hook {hook} priority 0",
         )
         for hook, target in (
@@ -315,6 +323,26 @@ def _refusing(family: Family, network: NodeNetwork) -> list[Chain]:
         )
     ]
     return [*refuse, *hooks]
+
+
+def _invalid(hook: str, family: Family, network: NodeNetwork) -> list[Rule]:
+    """Drop TCP packets that connection tracking cannot place, such as those outside of the window.
+
+    Nothing translates them back, so the client would meet them from an endpoint that it does not
+    know, and reset a connection that is well (kubernetes/kubernetes#74839, #117924). Only those of
+    pods, where they can be told: what else the node forwards may come by one way and go by another
+    (#94861).
+    """
+    from_pods, to_pods = from_pod(family, network), _to_pod(family, network)
+    wanted = {
+        "forward": [from_pods, to_pods] if from_pods else [""],
+        "input": [from_pods] if from_pods else [],
+    }
+    match = "ct state invalid meta l4proto tcp"
+    return [
+        Rule(" ".join(filter(None, (match, one, "drop"))), "would reset a connection that is well")
+        for one in wanted.get(hook, ())
+    ]
 
 
 def _masquerading(family: Family, network: NodeNetwork) -> Chain:

@@ -266,6 +266,7 @@ _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[_Walk, _Groups], _Did | None
         (r"ct mark and 0x[0-9a-f]+ == 0x[0-9a-f]+", _when(lambda walk, _: bool(walk.targets))),
         (r"ct status dnat", _when(lambda walk, _: bool(walk.targets))),
         (r"ct state new", _when(lambda walk, _: True)),
+        (r"ct state invalid [^@]* drop", _when(lambda walk, _: False)),
         (r"meta mark set meta mark (or|xor) 0x[0-9a-f]+", _mark),
         (r"meta mark and 0x[0-9a-f]+ == 0x[0-9a-f]+", _when(lambda walk, _: walk.marked)),
         (rf"{_KEY} vmap @{_NAME}", _vmap),

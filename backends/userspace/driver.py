@@ -120,6 +120,11 @@ class UserspaceDriver:
             things, fixed, around.pop() if len(around) == 1 else None, frozenset(strange)
         )
 
+    async def set_up(self) -> Sequence[str]:
+        """Set the one sysctl there is."""
+        refused = self._sysctls.apply([MIGRATION])
+        return [f"{one} is not set: {why} ({one.why})" for one, why in refused.items()]
+
     async def commit(self, plan: UserspacePlan) -> Committed:
         """Do the plan. A virtual server that is rejected does not keep the others out."""
         async with self._order:

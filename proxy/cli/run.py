@@ -32,11 +32,17 @@ from vipd.proxy.cli.options import (
     metavar="FILE",
     help="Write what counts to FILE, as a VipdConfiguration, and end.",
 )
+@click.option(
+    "--init-only",
+    is_flag=True,
+    help="Make the kernel settings that take privileges, and end. What is refused is logged.",
+)
 @click.argument("more", nargs=-1, metavar="[PATH]…")
 def run(
     manifests: tuple[str, ...],
     more: tuple[str, ...],
     write_config_to: str | None,
+    init_only: bool,
     **told: Any,
 ) -> None:
     """Serve the services of this node until SIGTERM.
@@ -46,9 +52,11 @@ def run(
     """
     import asyncio
 
-    from vipd.proxy import daemon, logs, oom
+    from vipd.proxy import daemon, logs
+    from vipd.proxy import init_only as initial
     from vipd.proxy.cli.source import source
     from vipd.proxy.config import as_file, loaded
+    from vipd.proxy.kernel_settings import adjust_oom_score
     from vipd.proxy.reload import tell_without_effect
 
     if more and not manifests:
@@ -66,7 +74,12 @@ def run(
         return
     logs.configure(config.log_format)
     tell_without_effect(found.notes)
-    oom.adjust(config.oom_score_adjust)
+    if init_only:
+        asyncio.run(initial.initialise(config))
+        return
+    if config.oom_score_adjust is not None:
+        # Before there are processes that get it, too. What is refused, the daemon tells.
+        adjust_oom_score(config.oom_score_adjust)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     chosen = source(config)
     asyncio.run(daemon.run(config, chosen, said))

@@ -185,10 +185,6 @@ OWN = (
     Described("vipd_draining_flows", "gauge", "Flows of modes that were left.", ("mode",)),
     Described("vipd_departed_endpoints", "gauge", "Endpoints gone that may still have flows."),
     Described("vipd_flows_cut_total", "counter", "Flows that were ended at a deadline."),
-    Described(
-        "vipd_flows_forgotten_total", "counter",
-        "Flows without an answer that were removed when their service began to be served.",
-    ),
     Described("vipd_switches_total", "counter", "Switches that ended.", ("mode", "outcome")),
     Described(
         "vipd_workers", "gauge", "Workers that serve.", (), ("userspace",)

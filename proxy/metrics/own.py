@@ -159,7 +159,6 @@ def _flows(families: Families, subjects: Subjects, status: Status) -> None:
         families.add("vipd_draining_flows", drain.flows or 0, drain.mode)
     families.add("vipd_departed_endpoints", status.departed)
     families.add("vipd_flows_cut_total", status.flows_cut)
-    families.add("vipd_flows_forgotten_total", subjects.unreplied.forgotten)
     for (mode, succeeded), number in sorted(subjects.switching.switches.copy().items()):
         outcome = "success" if succeeded else "failure"
         families.add("vipd_switches_total", number, mode, outcome)

@@ -14,7 +14,6 @@ from vipd.proxy.names import Family
 from vipd.proxy.programming import Programming
 from vipd.proxy.switching import Switching
 from vipd.proxy.sync import Sync
-from vipd.proxy.unreplied import Unreplied
 
 
 class Health(typing.Protocol):
@@ -93,7 +92,6 @@ class Subjects:
     sync: Sync
     switching: Switching
     departures: Departures
-    unreplied: Unreplied
     source: object
     counters: Counters | None
     """None where connections are not to be counted."""

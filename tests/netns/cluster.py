@@ -209,10 +209,14 @@ class Served:
             "targetRef": {"kind": "Pod", "name": pod, "namespace": "test"},
         }
 
+    def endpoints_are(self, *pods: str | Manifest) -> "Served":
+        """Let its slice be of these endpoints, wherever that is written."""
+        self._endpoints = [self.endpoint(p) if isinstance(p, str) else p for p in pods]
+        return self
+
     def endpoints(self, *pods: str | Manifest) -> "Served":
         """Let it have these endpoints, and wait until it is so."""
-        self._endpoints = [self.endpoint(p) if isinstance(p, str) else p for p in pods]
-        self.cluster.apply(self.slice())
+        self.cluster.apply(self.endpoints_are(*pods).slice())
         self.cluster.settled()
         return self
 

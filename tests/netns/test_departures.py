@@ -49,10 +49,13 @@ def test_at_the_deadline_connections_are_cut_and_counted(new_cluster: NewCluster
                 one.who()
 
 
-def test_a_udp_client_that_keeps_its_port_reaches_who_comes_after(new_cluster: NewCluster) -> None:
+@pytest.mark.modes("nftables")
+def test_a_daemon_that_starts_forgets_the_flows_of_those_who_left_and_no_others(
+    new_cluster: NewCluster,
+) -> None:
     cluster = new_cluster()
     cluster.start()
-    served = cluster.serve(UDP4, "web-1")
+    served = cluster.serve(UDP4, "web-1", "web-2")
     with cluster.lab.socket("client-1", socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(0.5)
         client.connect((str(served.address), 80))
@@ -63,6 +66,14 @@ def test_a_udp_client_that_keeps_its_port_reaches_who_comes_after(new_cluster: N
                 return client.recv(4096).decode().partition(" ")[0]
             return ""
 
-        until(lambda: who() == "web-1", "the endpoint answers")
-        served.endpoints("web-2")
-        until(lambda: who() == "web-2", "the next one answers")
+        until(who, "somebody answers")
+        first = who()
+        (other,) = {"web-1", "web-2"} - {first}
+        cluster.stop()
+        cluster.apply(served.endpoints_are(first, "web-3", "web-4").slice())
+        cluster.start()
+        assert {who() for _ in range(20)} == {first}
+        cluster.stop()
+        cluster.apply(served.endpoints_are(other).slice())
+        cluster.start()
+        until(lambda: who() == other, "the one that is left answers")

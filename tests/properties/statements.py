@@ -288,6 +288,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], Callable[[Groups], Statement]], ...] = tupl
         (r"ct mark and (0x[0-9a-f]{8}) == (0x[0-9a-f]{8})", _flow_marked),
         (r"ct mark 0x7fffffff counter", _false),
         (r"ct state new", _true),
+        (r"ct state invalid [^@]* drop", _false),
         (r"ct status dnat", _translated),
         (r"meta mark set meta mark (or|xor) (0x[0-9a-f]+)", _mark),
         (r"meta mark and (0x[0-9a-f]+) == (0x[0-9a-f]+)", _marked),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pytest
 from msgspec.structs import replace
 
-from vipd.backends import conntrack
+from vipd.backends import conntrack, conntrack_messages
 from vipd.backends.protocol import Departed
 from vipd.bench import lab_netns
 from vipd.bench.lab import obstacle
@@ -22,6 +22,8 @@ MARK, MASK = 0x4E000000, 0xFF000000
 SEEN_REPLY, ASSURED, CONFIRMED = 1 << 1, 1 << 2, 1 << 3
 ESTABLISHED, TIME_WAIT, CLOSE = 3, 7, 8
 NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+UDP, SCTP = Protocol.UDP, Protocol.SCTP
+SPOT, SPOT6 = (ip_address("10.2.0.1"), 53), (ip_address("fd00:2::1"), 53)
 T = TypeVar("T")
 Inside = Callable[[Callable[[], T]], T]
 
@@ -42,8 +44,8 @@ def inside() -> Iterator[Inside[Any]]:
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that filters by tuple and state, and one that is too old for it (5.8, 5.15)."""
     if request.param != "filters":
-        dump = conntrack._dump
-        monkeypatch.setattr(conntrack, "_dump", lambda family, wanted: dump(family, b""))
+        dump = conntrack_messages.dump
+        monkeypatch.setattr(conntrack_messages, "dump", lambda family, wanted: dump(family, b""))
 
 
 def waited(made: Callable[[], Awaitable[T]]) -> Callable[[], T]:
@@ -182,8 +184,63 @@ def test_only_what_is_unanswered_and_untranslated_is_forgotten(inside: Inside[An
     inside(tracked("fd00::1 53", "fd00::1 53", client=9, **stuck))
     keys = [key("10.0.0.1", 53, udp), key(None, 30053, udp), key("fd00::1", 53, udp)]
     own = [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
-    assert inside(waited(lambda: conntrack.forget_unreplied(keys, own))) == 3
+    assert (
+        inside(
+            waited(
+                lambda: conntrack.forget_stale(keys, lambda _: {(ip_address("10.2.0.1"), 53)}, own)
+            )
+        )
+        == 3
+    )
     assert inside(clients) == {2, 3, 4, 5, 6, 8}
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("left", [None, {(ip_address("10.2.0.2"), 53)}], ids=["all", "one left"])
+def test_what_is_translated_to_nobody_alive_is_forgotten(inside: Inside[Any], left: Any) -> None:
+    made: list[tuple[str, str, Protocol, dict[str, Any]]] = [
+        ("10.0.0.1 53", "10.2.0.2 53", UDP, {}),  # 1: gone
+        ("10.0.0.1 53", "10.2.0.1 53", UDP, {}),
+        ("10.0.0.1 53", "10.0.0.1 53", UDP, {}),  # not translated
+        ("10.0.0.1 54", "10.2.0.2 53", UDP, {}),  # no virtual server
+        ("10.0.0.2 53", "10.2.0.2 53", UDP, {}),
+        ("10.0.0.1 53", "10.2.0.2 53", UDP, {"status": 0}),  # 6: gone
+        ("192.0.2.1 30053", "10.2.0.2 53", UDP, {}),  # 7: gone
+        ("192.0.2.2 30053", "10.2.0.2 53", UDP, {}),  # not the node's
+        ("10.0.0.1 53", "10.2.0.2 53", SCTP, {}),  # 9: gone
+        ("10.0.0.1 53", "10.2.0.1 53", SCTP, {}),
+        ("10.0.0.1 53", "10.2.0.2 53", Protocol.TCP, {}),  # established
+        ("10.0.0.1 53", "10.2.0.2 53", Protocol.TCP, {"status": 0, "state": 1}),  # 12: SYN_SENT
+        ("10.0.0.1 53", "10.2.0.1 53", Protocol.TCP, {"status": 0, "state": 1}),
+        ("10.0.0.1 53", "10.2.0.2 53", Protocol.TCP, {"status": 0, "state": 2}),  # SYN_RECV
+        ("10.0.0.1 53", "10.2.0.2 54", UDP, {}),  # 15: gone, but nobody looks for it
+    ]
+    for client, (to, answering, protocol, more) in enumerate(made, start=1):
+        inside(tracked(to, answering, protocol=protocol, client=client, **more))
+    keys = [key("10.0.0.1", 53, one) for one in (UDP, SCTP, Protocol.TCP)]
+    keys.append(key(None, 30053, UDP))
+    own = [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
+    forgotten = inside(waited(lambda: conntrack.forget_stale(keys, lambda _: {SPOT}, own, left)))
+    expected = {1, 6, 7, 9, 12}
+    # That only those who left are looked for is the kernel's work, and no promise.
+    also = {15} & (set(range(1, 16)) - inside(clients))
+    assert forgotten == len(expected | also)
+    assert inside(clients) == set(range(1, 16)) - expected - also
+    assert left is not None or also
+
+
+@pytest.mark.usefixtures("kernel")
+def test_what_is_stale_of_both_families(inside: Inside[Any]) -> None:
+    inside(tracked("fd00::1 53", "fd00:2::2 53", client=1, protocol=UDP))
+    inside(tracked("fd00::1 53", "fd00:2::1 53", client=2, protocol=UDP))
+    inside(tracked("fd00::2 53", "fd00:2::2 53", client=3, protocol=UDP))
+    inside(tracked("10.0.0.1 53", "10.2.0.2 53", client=4, protocol=UDP))
+    inside(tracked("10.0.0.1 53", "10.2.0.1 53", client=5, protocol=UDP))
+    keys = [key("fd00::1", 53, UDP), key("10.0.0.1", 53, UDP)]
+    left = [(ip_address("10.2.0.2"), 53), (ip_address("fd00:2::2"), 53)]
+    alive = {SPOT, SPOT6}
+    assert inside(waited(lambda: conntrack.forget_stale(keys, lambda _: alive, (), left))) == 2
+    assert inside(clients) == {2, 3, 5}
 
 
 @pytest.mark.usefixtures("kernel")
@@ -227,7 +284,7 @@ def test_a_cut_of_one_ipv6_address(inside: Inside[Any]) -> None:
 
 
 def test_more_than_one_message_can_hold(inside: Inside[Any]) -> None:
-    count = 2 * conntrack.AT_ONCE + 1
+    count = 2 * conntrack_messages.AT_ONCE + 1
 
     def make() -> None:
         for number in range(count):
@@ -258,9 +315,9 @@ def test_without_the_right_to_it_is_said_what_is_needed(inside: Inside[Any]) -> 
 
 
 def test_without_keys_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conntrack, "_netlink", None)
-    assert asyncio.run(conntrack.forget_unreplied([])) == 0
-    assert asyncio.run(conntrack.forget_unreplied([key(None, 30080)])) == 0
+    monkeypatch.setattr(conntrack_messages, "_netlink", None)
+    assert asyncio.run(conntrack.forget_stale([], lambda _: ())) == 0
+    assert asyncio.run(conntrack.forget_stale([key(None, 30080)], lambda _: ())) == 0
     assert asyncio.run(conntrack.cut([])) == 0
 
 
@@ -270,6 +327,6 @@ def test_a_kernel_without_the_module_is_said_with_its_remedy(
     def refuse() -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(conntrack, "_netlink", refuse)
+    monkeypatch.setattr(conntrack_messages, "_netlink", refuse)
     with pytest.raises(Unsupported, match="modprobe nf_conntrack_netlink"):
         asyncio.run(conntrack.flows(MARK, MASK))

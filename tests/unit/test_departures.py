@@ -1,44 +1,24 @@
-"""Endpoints that left, UDP flows from before, and when their flows are ended."""
+"""Endpoints that left, and when their flows are ended."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 import structlog
+from tests.unit.one_service import FOUR, ONE, TCP, THREE, TWO, UDP, applied
 
 from vipd.backends.protocol import Departed
 from vipd.proxy import departures as module
-from vipd.proxy import unreplied as unreplied_module
 from vipd.proxy.departures import Departures, departures
 from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
-from vipd.proxy.events import Applied, Deleted, Event, Kind
-from vipd.proxy.names import Family, NamespacedName, Protocol, parse_address
+from vipd.proxy.events import Deleted, Event, Kind
+from vipd.proxy.names import NamespacedName
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import Snapshot, fold
-from vipd.proxy.sources.manifests import load
-from vipd.proxy.unreplied import Unreplied, switched_on
-from vipd.proxy.virtualserver import Changes, Key, Table
+from vipd.proxy.virtualserver import Changes, Table
 
-SERVICE = """
-apiVersion: v1
-kind: Service
-metadata: {{name: web, namespace: test, annotations: {{{annotations}}}}}
-spec:
-  clusterIP: 10.96.0.1
-  ports: [{{port: 80, name: t}}, {{port: 53, protocol: UDP, name: u}}]
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {{name: web, namespace: test, labels: {{kubernetes.io/service-name: web}}}}
-addressType: IPv4
-ports: [{{name: t, port: 8080}}, {{name: u, port: 5300, protocol: UDP}}]
-endpoints: [{endpoints}]
-"""
-ONE, TWO, THREE, FOUR = "10.244.1.21", "10.244.1.22", "10.244.1.23", "10.244.1.24"
-TCP = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.TCP, 80)
-UDP = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.UDP, 53)
 SETTINGS = NodeSettings(node_name="n")
 
 
@@ -74,19 +54,9 @@ class World:
     def endpoints(
         self, *endpoints: str, annotations: str = "", committed: bool = True
     ) -> tuple[Table, Changes]:
-        """Let the service have these; ``address unready`` and ``address terminating`` too."""
-        texts = []
-        for one in endpoints:
-            address, _, state = one.partition(" ")
-            conditions = {
-                "": "",
-                "unready": "ready: false",
-                "terminating": "ready: false, serving: true, terminating: true",
-            }[state]
-            texts.append(f"{{addresses: [{address}], conditions: {{{conditions}}}}}")
-        self.file.write_text(SERVICE.format(annotations=annotations, endpoints=", ".join(texts)))
-        applied: list[Event] = [one for one in load([str(self.file)]) if isinstance(one, Applied)]
-        return self.tell(applied, committed=committed)
+        """Let the service have these; see `applied`."""
+        events = applied(self.file, *endpoints, annotations=annotations)
+        return self.tell(events, committed=committed)
 
     async def later(self, seconds: float) -> list[str]:
         """Let time pass, and return whose flows were ended."""
@@ -104,13 +74,12 @@ def world(tmp_path: Path) -> World:
 BOTH = [f"{UDP} {TWO}:5300", f"{TCP} {TWO}:8080"]
 
 
-async def test_tcp_flows_of_an_endpoint_that_is_gone_end_at_the_deadline(world: World) -> None:
+async def test_flows_of_an_endpoint_that_is_gone_end_at_the_deadline(world: World) -> None:
     world.endpoints(ONE, TWO)
     world.endpoints(ONE)
     assert world.departures.pending == 2
-    assert await world.later(module.UDP_GRACE_SECONDS) == BOTH[:1]
-    assert await world.later(58.0) == []
-    assert await world.later(1.0) == BOTH[1:]
+    assert await world.later(59.0) == []
+    assert await world.later(1.0) == BOTH
     assert (world.departures.pending, world.departures.flows_cut) == (0, 6)
     assert await world.later(1000.0) == []
 
@@ -122,15 +91,7 @@ async def test_another_deadline_counts_for_those_that_leave_from_then_on(world: 
     world.endpoints()
     assert f"{TCP} {ONE}:8080" in await world.later(7.0)
     assert await world.later(52.9) == []
-    assert await world.later(0.1) == BOTH[1:]
-
-
-async def test_udp_flows_to_an_endpoint_that_is_gone_end_at_once_once_it_is(world: World) -> None:
-    world.endpoints(ONE, TWO)
-    world.endpoints(ONE, f"{TWO} terminating")
-    assert await world.later(10.0) == []
-    assert not world.endpoints(ONE)[1]  # the table is the same as before
-    assert await world.later(module.UDP_LOOK_SECONDS) == BOTH[:1]
+    assert await world.later(0.1) == BOTH
 
 
 async def test_nothing_ends_before_the_commit(world: World) -> None:
@@ -141,7 +102,7 @@ async def test_nothing_ends_before_the_commit(world: World) -> None:
     world.departures.committed([TCP])
     assert await world.later(0.0) == BOTH[1:]
     world.departures.committed([TCP, UDP])
-    assert await world.later(module.UDP_GRACE_SECONDS) == BOTH[:1]
+    assert await world.later(0.0) == BOTH[:1]
 
 
 async def test_a_terminating_endpoint_has_the_same_deadline(world: World) -> None:
@@ -195,7 +156,7 @@ async def test_no_time_at_all_is_allowed(world: World) -> None:
     annotation = 'vipd/drain-seconds: "0"'
     world.endpoints(ONE, TWO, annotations=annotation)
     world.endpoints(ONE, f"{TWO} terminating", annotations=annotation)
-    assert await world.later(module.UDP_GRACE_SECONDS) == BOTH
+    assert await world.later(0.0) == BOTH
 
 
 async def test_a_deleted_service_cuts_nobody_off(world: World) -> None:
@@ -298,117 +259,10 @@ async def test_the_task_wakes_for_what_is_due(running: World) -> None:
     running.endpoints(ONE, TWO, annotations=annotation)
     await asyncio.sleep(0)
     running.endpoints(ONE, annotations=annotation)
-    await until(lambda: len(running.cut) == 1)
+    await until(lambda: len(running.cut) == 2)
 
 
 async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not holds():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
-
-
-# Flows from before
-
-
-class Forgotten:
-    """What was forgotten, and the one who waits for commits."""
-
-    def __init__(self) -> None:
-        self.keys: list[set[Key]] = []
-        self.unreplied = Unreplied(self._forget)
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.errors: list[DataplaneError] = []
-
-    async def _forget(self, keys: Collection[Key]) -> int:
-        self.keys.append(set(keys))
-        await self.gate.wait()
-        if self.errors:
-            raise self.errors.pop(0)
-        return 2
-
-
-def test_what_gets_its_first_endpoint_is_switched_on(world: World) -> None:
-    assert switched_on(*world.endpoints()) == set()
-    assert switched_on(*world.endpoints(ONE)) == {TCP, UDP}
-    assert switched_on(*world.endpoints(ONE, TWO)) == set()
-    assert switched_on(*world.endpoints()) == set()
-
-
-def test_a_new_service_with_endpoints_is_switched_on(world: World) -> None:
-    assert switched_on(*world.endpoints(ONE)) == {TCP, UDP}
-
-
-async def test_flows_are_forgotten_after_the_commit_and_once(world: World) -> None:
-    told = Forgotten()
-    told.unreplied.committed([])  # the first
-    told.unreplied.note(*world.endpoints(ONE))
-    await settle()
-    assert told.keys == []
-    told.unreplied.committed([TCP])
-    told.unreplied.committed([TCP])
-    await settle()
-    assert told.keys == [{TCP}]
-    assert told.unreplied.forgotten == 2
-
-
-async def test_at_the_first_commit_everything_is_meant() -> None:
-    told = Forgotten()
-    told.unreplied.committed([TCP, UDP])
-    await settle()
-    assert told.keys == [{TCP, UDP}]
-
-
-async def test_there_is_one_look_at_a_time(world: World) -> None:
-    told = Forgotten()
-    told.unreplied.committed([])
-    told.unreplied.note(*world.endpoints(ONE))
-    told.gate.clear()
-    told.unreplied.committed([TCP])
-    await settle()
-    told.unreplied.committed([UDP])
-    await settle()
-    assert told.keys == [{TCP}]
-    told.gate.set()
-    await settle()
-    assert told.keys == [{TCP}, {UDP}]
-    await told.unreplied.stop()
-
-
-async def test_where_the_kernel_is_busy_they_are_forgotten_later(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unreplied_module, "FIRST_PAUSE_SECONDS", 0.0)
-    told = Forgotten()
-    told.errors = [Busy("no"), Busy("no")]
-    told.unreplied.committed([TCP])
-    await until(lambda: told.unreplied.forgotten)
-    assert told.keys == [{TCP}, {TCP}, {TCP}]
-
-
-async def test_what_waits_for_another_look_goes_with_what_comes_meanwhile(world: World) -> None:
-    told = Forgotten()
-    told.errors = [Busy("no")]
-    told.unreplied.note(*world.endpoints(ONE))
-    told.unreplied.committed([TCP])
-    await until(lambda: not told.errors)
-    told.unreplied.note(*world.endpoints())
-    told.unreplied.note(*world.endpoints(ONE))
-    told.unreplied.committed([UDP])
-    await until(lambda: told.unreplied.forgotten)
-    assert told.keys == [{TCP}, {TCP, UDP}]
-
-
-async def test_what_fails_otherwise_is_not_tried_again(world: World) -> None:
-    told = Forgotten()
-    told.errors = [UnknownResult("no")]
-    told.unreplied.committed([TCP])
-    await until(lambda: not told.errors)
-    await settle()
-    assert told.keys == [{TCP}]
-    assert told.unreplied.forgotten == 0
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)

@@ -425,7 +425,7 @@ async def test_what_cannot_be_read_is_a_sentence(
         def _family_id(self) -> int:
             raise Unsupported("IPVS", "modprobe ip_vs")
 
-    monkeypatch.setattr("vipd.backends.conntrack._netlink", refuse)
+    monkeypatch.setattr("vipd.backends.conntrack_messages._netlink", refuse)
     monkeypatch.setattr("vipd.backends.nftables.live.Nft", lambda: Nft(str(tmp_path / "nft")))
     monkeypatch.setattr("vipd.backends.iptables.live.Xtables", Tools)
     monkeypatch.setattr("vipd.backends.ipvs.live.Kernel", NoIpvs)

@@ -101,7 +101,6 @@ class Rig:
                 ),
             ),
             departures=cast(Any, None),
-            unreplied=cast(Any, SimpleNamespace(forgotten=11)),
             source=SimpleNamespace(silence=lambda: {"Service": 12.5}),
             counters=self.counters,
             health=SimpleNamespace(answers=Counter({("healthz", 200): 8, ("livez", 503): 9})),
@@ -182,7 +181,6 @@ def test_facts_are_under_their_names() -> None:
     assert value(found, "vipd_repair_pause_seconds") == 8
     assert value(found, "vipd_settings_refused", setting="net.netfilter.nf_conntrack_max") == 1
     assert value(found, "vipd_draining_flows", mode="iptables") == 31
-    assert value(found, "vipd_flows_forgotten_total") == 11
     assert value(found, "vipd_switches_total", mode="iptables", outcome="success") == 2
     assert value(found, "vipd_dns_server_up") == 1
     assert value(found, "process_resident_memory_bytes") > 1 << 20
