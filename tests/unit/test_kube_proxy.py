@@ -31,6 +31,11 @@ kernel = [
         not all(map(shutil.which, TOOLS)), reason=f"needs {', '.join(TOOLS)} (Debian's packages)"
     ),
 ]
+GLANCE = """
+import asyncio, json
+from vipd.backends import kube_proxy
+print(json.dumps(asyncio.run(kube_proxy.at_a_glance())))
+"""
 PROGRAM = """
 import asyncio, msgspec, sys
 from vipd.backends import kube_proxy
@@ -67,6 +72,10 @@ class Node:
         printed = self.run("env", path, sys.executable, "-c", PROGRAM, way)
         outcome = json.loads(printed)
         return outcome["removed"], outcome["failed"]
+
+    def at_a_glance(self) -> list[str]:
+        found: list[str] = json.loads(self.run(sys.executable, "-c", GLANCE))
+        return found
 
     def state(self) -> dict[str, str]:
         """Return everything that there is, as the tools print it; counters of policies left out."""
@@ -139,7 +148,13 @@ class TestOfIptables:
         before = node.state()
         for family in Family:
             node.restore(variant, family, iptables_mode(family))
+        seen = node.at_a_glance()
+        assert {one.split(" ")[0] for one in seen} == {
+            f"{word}tables-{variant}" for word in FAMILIES.values()
+        }
         told = check_all_goes(node, before)
+        assert set(seen) < set(told)
+        assert node.at_a_glance() == [], "what others have is none of it"
         for word in FAMILIES.values():
             tool = f"{word}tables-{variant}"
             assert f"{tool} nat chain KUBE-MARK-MASQ" in told
