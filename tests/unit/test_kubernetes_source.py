@@ -178,6 +178,22 @@ async def test_what_there_is_and_what_changes(api: ApiServer, follow: Follow) ->
     assert follower.problems == {}
 
 
+async def test_how_long_nothing_was_heard(tmp_path: Path, store: Store) -> None:
+    async with serving(store) as (_, address):
+        path = kubeconfig(tmp_path / "kubeconfig", address)
+        source = KubernetesSource(path, "node-1", FOR_SERVICES)
+        assert source.silence() == {}
+        follower = Follower(source)
+        await follower.until(lambda: follower.synced)
+        await follower.stop()
+    kinds = {"Service", "EndpointSlice", "Node", "ServiceCIDR"}
+    assert source.silence().keys() <= kinds
+    assert {"Service", "EndpointSlice", "Node"} <= source.silence().keys()
+    then = source.silence()["Service"]
+    assert 0 <= then <= DEADLINE_SECONDS
+    assert source.silence()["Service"] > then
+
+
 async def test_an_empty_cluster_is_synced(tmp_path: Path, follow: Follow) -> None:
     async with serving(Store()) as (_, address):
         follower = await follow(address)
