@@ -36,7 +36,8 @@ def counts(text: str, servers: Collection[VirtualServer], family: Family) -> Ite
     above: dict[str, str] = {}
     packets: dict[tuple[str, str], int] = {}
     # An endpoint can have several rules in a chain: turns, and one for clients that are known.
-    for number, chain, endpoint, lower in _RULE.findall(text):
+    for match in _RULE.finditer(text):  # one at a time: there are 60,000 of them
+        number, chain, endpoint, lower = match.groups("")
         if lower:
             above[lower] = chain
         elif number != "0":
