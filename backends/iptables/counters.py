@@ -36,11 +36,12 @@ def counts(text: str, servers: Collection[VirtualServer], family: Family) -> Ite
     above: dict[str, str] = {}
     packets: dict[tuple[str, str], int] = {}
     # An endpoint can have several rules in a chain: turns, and one for clients that are known.
-    for number, chain, endpoint, lower in _RULE.findall(text):
+    for match in _RULE.finditer(text):  # one at a time: there are 60,000 of them
+        told, chain, endpoint, lower = match.groups("")
         if lower:
             above[lower] = chain
-        elif number != "0":
-            packets[chain, endpoint] = packets.get((chain, endpoint), 0) + int(number)
+        elif told != "0":
+            packets[chain, endpoint] = packets.get((chain, endpoint), 0) + int(told)
     for (chain, endpoint), number in packets.items():
         owner = owners.get(_root(chain, above))
         if owner is not None:

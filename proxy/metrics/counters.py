@@ -23,7 +23,7 @@ SHARE = 0.05
 """Readings take no more than this part of the time."""
 PATIENCE_SECONDS = 3.0
 """How long a scrape waits for a reading; after that it tells of the one before."""
-LONGEST_SECONDS = 20.0
+LONGEST_SECONDS = 30.0
 """After so long a reading is given up."""
 
 log = structlog.get_logger()

@@ -1,4 +1,4 @@
-"""Alert rules and the dashboard: promtool takes them, they fire, and read metrics that there are."""
+"""Alert rules and the dashboard: promtool takes them, they fire, and read metrics there are."""
 
 import json
 import re

@@ -73,6 +73,22 @@ def url(api: ApiServer) -> str:
     return f"http://{host}:{port}"
 
 
+async def test_how_long_nothing_was_heard(tmp_path: Path, store: Store) -> None:
+    async with serving(store) as (_, address):
+        path = kubeconfig(tmp_path / "kubeconfig", address)
+        source = KubernetesSource(path, "node-1", FOR_SERVICES)
+        assert source.silence() == {}
+        follower = Follower(source)
+        await follower.until(lambda: follower.synced)
+        await follower.stop()
+    kinds = {"Service", "EndpointSlice", "Node", "ServiceCIDR"}
+    assert source.silence().keys() <= kinds
+    assert {"Service", "EndpointSlice", "Node"} <= source.silence().keys()
+    then = source.silence()["Service"]
+    assert then >= 0
+    assert source.silence()["Service"] > then
+
+
 async def test_a_cut_watch_goes_on_where_it_was(api: ApiServer, follow: Follow) -> None:
     follower = await follow(url(api))
     await follower.until(lambda: follower.synced)

@@ -10,6 +10,7 @@ import pytest
 from vipd.proxy.cli.main import _may_ask_api_server
 
 HEAVY = ("ssl", "_ssl", "_hashlib", "rich", "pyroute2", "watchfiles", "anyio")
+ON_REQUEST = ("prometheus_client",)
 DNSPYTHON = ("dns.message", "dns.name")
 DAEMON = """
 sys.argv = ["vipd", *{words!r}, "--help"]
@@ -44,7 +45,17 @@ def test_the_daemon_goes_without(words: list[str]) -> None:
     told = [*words, "--manifests", "."]  # an API server needs OpenSSL
     found = imported("from vipd.proxy.cli.main import main" + DAEMON.format(words=told))
     assert {"vipd.proxy.daemon", "vipd.backends.ipset", "structlog"} <= found
-    assert found.isdisjoint((*HEAVY, *DNSPYTHON))
+    assert found.isdisjoint((*HEAVY, *DNSPYTHON, *ON_REQUEST))
+
+
+def test_openssl_can_be_had_after_all() -> None:
+    script = """
+from vipd.proxy import lean
+lean.without_openssl()
+lean.with_openssl()
+import prometheus_client
+"""
+    assert {"ssl", "prometheus_client"} <= imported(script)
 
 
 @pytest.mark.parametrize(
