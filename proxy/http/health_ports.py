@@ -41,8 +41,8 @@ class HealthPorts:
         self._sync, self._health, self._due = sync, health, due
         self._crowd = Crowd(MOST_CONNECTIONS)
         self._listeners: dict[NamespacedName, dict[Place, Listener]] = {}
-        self._undone: set[Listener] = set()
-        """Those without a server: most of them because they cannot listen."""
+        self._undone: dict[Listener, None] = {}
+        """Those without a server: most of them cannot listen. The first comes first."""
         self._touched: set[NamespacedName] = set()
         self._all = True
         """Whether every service has to be looked at: before the first, and when addresses move."""
@@ -104,18 +104,18 @@ class HealthPorts:
             names = having | self._listeners.keys()
         self._touched, self._all = set(), False
         places = self._places(self._sync.table.network) if names else {}
-        wanted = {name: self._wanted(name, places) for name in names}
+        wanted = {name: self._wanted(name, places) for name in sorted(names)}
         for name, at in wanted.items():
             for place in set(self._listeners.get(name, {})) - set(at):
                 gone = self._listeners[name].pop(place)
                 gone.close()
-                self._undone.discard(gone)
+                self._undone.pop(gone, None)
         for name, at in wanted.items():
             self._open(name, at)
         for one in list(self._undone):
             if one.open():
                 await one.serve()
-                self._undone.discard(one)
+                self._undone.pop(one, None)
 
     @property
     def count(self) -> int:
@@ -133,7 +133,7 @@ class HealthPorts:
             if place not in listeners:
                 what = f"health-check node port of {name}"
                 listeners[place] = Listener(what, place, self._respond(name, family), self._crowd)
-                self._undone.add(listeners[place])
+                self._undone[listeners[place]] = None
         if not listeners:
             del self._listeners[name]
 
