@@ -9,6 +9,7 @@ while it is sent, so a batch is limited by the receive buffer: one that overflow
 acknowledgements, not messages.
 """
 
+import ctypes
 import errno
 import os
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 
+from vipd.backends.runs import RUNS
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, UnknownResult, Unsupported
 from vipd.proxy.names import Address, Family
 
@@ -33,6 +35,12 @@ _GENERIC, _NETFILTER, _ROUTE = 16, 12, 0
 _STRICT_CHECK = 12
 _SOL_NETLINK = 270
 
+# Instructions of a socket's filter (linux/filter.h), and where a message has its type.
+_ATTACH_FILTER = 26
+LOAD_HALF, LOAD_BYTE, IS_EQUAL, RETURN = 0x28, 0x30, 0x15, 0x06
+DROP, KEEP = (RETURN, 0, 0, 0), (RETURN, 0, 0, 0xFFFFFFFF)
+TYPE_AT = 4
+
 
 class Netlink:
     """One socket of a netlink protocol, in the network namespace of this thread."""
@@ -41,6 +49,7 @@ class Netlink:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._socket.bind((0, 0))
+        RUNS.note_port(self._socket.getsockname()[0])
         self._number = 0
         self._answers = bytearray(_LARGEST)
 
@@ -130,6 +139,22 @@ def netfilter() -> Netlink:
 def generic() -> Netlink:
     """Return a socket of generic netlink."""
     return Netlink(_GENERIC)
+
+
+def let_through(receiving: socket.socket, *program: tuple[int, int, int, int]) -> None:
+    """Let the kernel pass only those datagrams to a socket that the filter keeps."""
+    text = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    kept = ctypes.create_string_buffer(text, len(text))
+    receiving.setsockopt(
+        socket.SOL_SOCKET,
+        _ATTACH_FILTER,
+        struct.pack("@HP", len(program), ctypes.addressof(kept)),
+    )
+
+
+def as_loaded(number: int) -> int:
+    """Return a number of 16 bits as a filter loads it: filters think in network order."""
+    return socket.htons(number)
 
 
 def _aligned(message: bytes) -> bytes:

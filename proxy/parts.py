@@ -21,6 +21,7 @@ from vipd.proxy.departures import Departures
 from vipd.proxy.dns_way import DnsWay
 from vipd.proxy.events import Event
 from vipd.proxy.reload import Reloading
+from vipd.proxy.repair import Repair
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.protocol import Source
@@ -84,7 +85,9 @@ class Parts:
 
     def running(self) -> Sequence[Coroutine[Any, Any, None]]:
         """Return what runs beside the sync until the daemon ends."""
-        return self.departures.run(), self.dns_way.run(), self.reloading.run()
+        dns_way, repairs = self.dns_way, self.switching.repairs
+        guard = Repair("dns", repairs, dns_way.watches(), dns_way.mend)
+        return self.departures.run(), dns_way.run(), guard.run(), self.reloading.run()
 
     async def stop(self) -> None:
         """End what the parts have begun by themselves."""

@@ -5,20 +5,21 @@ Only the tables of objects.py are ever listed or changed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import structlog
 
 from vipd.backends.nftables import probe, watching
 from vipd.backends.nftables.compile import Shared
+from vipd.backends.nftables.notified import SKELETONS, Ours
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
 from vipd.backends.nftables.pipeline import GENERATION, GENERATION_MASK, REFUSING
 from vipd.backends.nftables.plan import NftPlan, Unit, discard, transaction
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
-from vipd.backends.watching import Drift
+from vipd.backends.watching import Watch
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult
 from vipd.proxy.virtualserver import Key
 
@@ -27,6 +28,8 @@ LARGEST_TRANSACTION = 10_000
 about 1 kB of memory for each element."""
 AT_ONCE = 2
 """Runs of nft side by side."""
+
+_OURS = Ours(frozenset((word, TABLE) for word in FAMILY_WORD.values()) | SKELETONS)
 
 log = structlog.get_logger()
 
@@ -43,9 +46,9 @@ class NftablesDriver:
         self._order = asyncio.Lock()
         self._places = asyncio.Semaphore(AT_ONCE)
 
-    def drifts(self) -> AsyncIterator[Drift]:
-        """Yield changes of our tables that another process made."""
-        return watching.drifts()
+    def watches(self) -> Sequence[Watch]:
+        """Return the watch over our tables."""
+        return (lambda: watching.drifts(_OURS),)
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""

@@ -4,13 +4,21 @@ import struct
 
 import pytest
 
-from vipd.backends.nftables.notified import MOST_TOLD, Notified, Transaction
+from vipd.backends.nftables.notified import (
+    MOST_BESIDE,
+    MOST_TOLD,
+    SKELETONS,
+    Notified,
+    Ours,
+    Transaction,
+)
 from vipd.backends.watching import Drift
 from vipd.proxy.repair import (
     FORGIVEN_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MOST_PARTIES,
     PATIENT_REPAIRS,
+    Patience,
     Repairs,
 )
 from vipd.proxy.status import repair_lines
@@ -23,41 +31,60 @@ class Clock:
         return self.now
 
 
+def repaired(patience: Patience, party: str) -> float:
+    """Return how long was waited before what the party did was put right."""
+    pause = patience.pause(party)
+    patience.note(party)
+    return pause
+
+
 def test_who_does_it_again_and_again_is_waited_for_longer_and_longer() -> None:
-    repairs = Repairs(Clock())
-    pauses = [repairs.pause("other") for _ in range(PATIENT_REPAIRS + 9)]
+    patience = Patience(Clock())
+    pauses = [repaired(patience, "other") for _ in range(PATIENT_REPAIRS + 9)]
     assert pauses == [0.0] * PATIENT_REPAIRS + [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert repairs.patience == {"other": 60}
-    assert repairs.pause("another") == 0.0
+    assert patience.waiting == {"other": 60}
+    assert patience.pause("another") == 0.0
+
+
+def test_a_false_alarm_is_held_against_nobody() -> None:
+    patience = Patience(Clock())
+    assert [patience.pause("other") for _ in range(99)] == [0.0] * 99
 
 
 def test_who_stops_is_forgiven() -> None:
     clock = Clock()
-    repairs = Repairs(clock)
+    patience = Patience(clock)
     for _ in range(PATIENT_REPAIRS + 1):
-        repairs.pause("other")
+        patience.note("other")
     clock.now += FORGIVEN_SECONDS / 2
-    assert repairs.pause("other") > 1
+    assert patience.pause("other") > 1
     clock.now += FORGIVEN_SECONDS + LONGEST_PAUSE_SECONDS
-    assert repairs.pause("other") == 0.0
-    assert repairs.patience == {}
+    assert patience.pause("other") == 0.0
+    assert patience.waiting == {}
 
 
 def test_a_crowd_of_parties_is_bounded() -> None:
-    repairs = Repairs(Clock())
-    assert all(repairs.pause(f"party {number}") == 0 for number in range(MOST_PARTIES))
-    assert repairs.pause("one more") == LONGEST_PAUSE_SECONDS
+    patience = Patience(Clock())
+    assert all(repaired(patience, f"party {number}") == 0 for number in range(MOST_PARTIES))
+    assert repaired(patience, "one more") == LONGEST_PAUSE_SECONDS
+    assert repaired(patience, "one more") == LONGEST_PAUSE_SECONDS
 
 
 def test_what_was_repaired_is_counted() -> None:
-    repairs = Repairs(Clock())
+    repairs = Repairs()
     assert repairs.view() is None
-    repairs.done(Drift(("table deleted ip vipd",), "nft", 7), 12)
+    repairs.done("nftables", Drift(("table deleted ip vipd",), "nft", 7), 12)
     told = repairs.view()
     assert told is not None
     (line,) = repair_lines(told, told.at + 3)
     assert line == "1, the last 3 s ago: table deleted ip vipd, by nft (process 7)"
 
+
+OURS = Ours(
+    SKELETONS | {("ip", "vipd"), ("ip6", "vipd")},
+    frozenset({("ip", "nat"), ("ip6", "nat")}),
+    "VIPD-",
+)
 
 # The messages as Linux 6.18 sends them, put together by hand: header, family, attributes.
 
@@ -88,7 +115,7 @@ def end(process: int = 4242, name: str = "firewalld", port: int = 77) -> bytes:
 
 
 def read(*datagrams: bytes) -> list[Transaction]:
-    notified = Notified()
+    notified = Notified(OURS)
     return [one for datagram in datagrams for one in notified.feed(datagram)]
 
 
@@ -108,8 +135,29 @@ def test_what_others_do_with_their_own_touches_nothing() -> None:
     assert second.touched == ("element added to ip vipd services",)
 
 
+def test_chains_of_ours_in_tables_of_everybody() -> None:
+    told = read(
+        named(8, "nat", "VIPD-SERVICES") + named(8, "nat", "DOCKER"),
+        named(8, "nat", "PREROUTING")
+        + named(6, "nat", "PREROUTING")
+        + named(8, "raw", "PREROUTING"),
+        named(2, "nat") + end(),
+    )
+    assert [(one.touched, one.beside) for one in told] == [
+        (
+            ("rule deleted from ip nat VIPD-SERVICES",),
+            (("ip", "nat", "DOCKER"), ("ip", "nat", "PREROUTING")),
+        )
+    ]
+
+
+def test_a_flood_of_chains_of_others_is_bounded() -> None:
+    (told,) = read(*(named(8, "nat", f"chain-{number}") for number in range(1000)), end())
+    assert len(told.beside) == MOST_BESIDE
+
+
 def test_what_was_lost_is_not_put_together_with_what_comes() -> None:
-    notified = Notified()
+    notified = Notified(OURS)
     assert list(notified.feed(named(2, "vipd"))) == []
     notified.lost()
     assert [one.touched for one in notified.feed(end())] == [()]
