@@ -9,12 +9,13 @@ while it is sent, so a batch is limited by the receive buffer: one that overflow
 acknowledgements, not messages.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 
@@ -28,6 +29,8 @@ ERROR, DONE, MULTI = 2, 3, 0x2
 AT_ONCE = 64
 """Messages in one sendmsg. Their acknowledgements have to fit the receive buffer."""
 _BUFFER = 1 << 20
+_SEND_BUFFER = 1 << 20
+_SO_SNDBUFFORCE = 32
 _LARGEST = 1 << 16
 """Bytes of one answer; the kernel makes none larger than 32 kB for a listing."""
 ADDRESS_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
@@ -88,6 +91,35 @@ class Netlink:
             self._socket.send(numbered(self._number, message))
             return self._listing(self._number)
         except OSError as error:
+            raise _failed(error) from error
+
+    def transact(self, messages: Iterable[bytes], begin: bytes, end: bytes) -> None:
+        """Send messages in transactions, as many in each as the send buffer takes.
+
+        Raise the DataplaneError of the first that is refused; those before its transaction are
+        done then.
+        """
+        with contextlib.suppress(PermissionError):  # without privileges in the first namespace
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+        most = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+        part: list[bytes] = []
+        size = 0
+        for one in messages:
+            if part and size + len(one) > most:
+                self._transact([begin, *part, end])
+                part, size = [], 0
+            part.append(one)
+            size += len(one)
+        if part:
+            self._transact([begin, *part, end])
+
+    def _transact(self, messages: Sequence[bytes]) -> None:
+        first = self._number + 1
+        self._number += len(messages)
+        text = b"".join(numbered(first + at, _aligned(one)) for at, one in enumerate(messages))
+        answers = self._acknowledged(text, first, len(messages) - 2)
+        for code in filter(None, answers.values()):
+            error = OSError(code, os.strerror(code))
             raise _failed(error) from error
 
     def strict(self) -> None:

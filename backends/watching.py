@@ -29,6 +29,17 @@ DataplaneError where it cannot be watched now."""
 
 
 @typing.runtime_checkable
+class Mending(typing.Protocol):
+    """A driver that puts the kernel right by what was committed, faster than by an observation."""
+
+    async def mend(self, program: typing.Any) -> int:
+        """Make the kernel hold exactly the program; return how many objects that took.
+
+        Raise DataplaneError, after which only an observation tells what the kernel has.
+        """
+
+
+@typing.runtime_checkable
 class Watching(typing.Protocol):
     """A driver that watches. Where one does not, only comparing finds out."""
 

@@ -5,13 +5,14 @@ Only the tables of objects.py are ever listed or changed.
 """
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import structlog
 
-from vipd.backends.nftables import probe, watching
-from vipd.backends.nftables.compile import Shared
+from vipd.backends.nftables import mending, probe, watching
+from vipd.backends.nftables.compile import Program, Shared
 from vipd.backends.nftables.notified import SKELETONS, Ours
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
@@ -88,14 +89,26 @@ class NftablesDriver:
         does itself takes longer than the kernel's part. A plan that declares something runs alone,
         because those after it use what it declares.
         """
-        needed = AT_ONCE if plan.prologue else 1
+        async with self._running(AT_ONCE if plan.prologue else 1):
+            return await self._commit(plan)
+
+    async def mend(self, program: Program) -> int:
+        """Put right what the kernel has otherwise than a program that was committed (see Mending).
+
+        Raise DataplaneError.
+        """
+        async with self._running(AT_ONCE):
+            return await mending.mend(self._nft, program)
+
+    @contextlib.asynccontextmanager
+    async def _running(self, places: int) -> AsyncIterator[None]:
         held = 0
         try:
             async with self._order:
-                while held < needed:
+                while held < places:
                     await self._places.acquire()
                     held += 1
-            return await self._commit(plan)
+            yield
         finally:
             for _ in range(held):
                 self._places.release()
