@@ -29,9 +29,9 @@ FORGIVEN_SECONDS = 300.0
 """After so long without another change, a party begins anew."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Before a repair of what the same party did again; the pause doubles."""
-REST = 20.0
-"""Where there was nothing to put right, the next look waits for so many times what this one took:
-at most a twentieth of a processor goes to false alarms."""
+PATIENT_LOOKS, REST = 5, 20.0
+"""After so many looks in a row at which nothing was wrong, each waits for so many times what the
+one before took: at most a twentieth of a processor goes to false alarms."""
 MOST_TOLD = 8
 MOST_PARTIES = 64
 
@@ -194,6 +194,7 @@ class Repair:
     async def _repair(self) -> None:
         if self._ready is not None:
             await self._ready()
+        in_vain = 0
         while True:
             await self._told.wait()
             assert self._pending is not None
@@ -213,10 +214,11 @@ class Repair:
                 self._note(drift)
                 await asyncio.sleep(FIRST_PAUSE_SECONDS)
                 continue
+            in_vain = 0 if objects else in_vain + 1
             if objects:
                 self._patience.note(drift.by)
                 self._repairs.done(self._name, drift, objects)
-            else:
+            elif in_vain > PATIENT_LOOKS:
                 took = time.monotonic() - started
                 await asyncio.sleep(min(REST * took, LONGEST_PAUSE_SECONDS))
 

@@ -1,6 +1,8 @@
 """Who is waited for before a repair, and what the kernel's notifications say."""
 
+import asyncio
 import struct
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -13,12 +15,16 @@ from vipd.backends.nftables.notified import (
     Transaction,
 )
 from vipd.backends.watching import Drift
+from vipd.proxy import repair as repair_module
+from vipd.proxy.errors import Busy, DataplaneError
 from vipd.proxy.repair import (
     FORGIVEN_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MOST_PARTIES,
+    PATIENT_LOOKS,
     PATIENT_REPAIRS,
     Patience,
+    Repair,
     Repairs,
 )
 from vipd.proxy.status import repair_lines
@@ -85,6 +91,98 @@ OURS = Ours(
     frozenset({("ip", "nat"), ("ip6", "nat")}),
     "VIPD-",
 )
+
+
+class Watched:
+    """Something that is watched over: drift is told by `tell`, and `wrong` is what mending finds."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[Drift] = asyncio.Queue()
+        self.wrong: list[int | DataplaneError] = []
+        self.mended = 0
+        self.repairs = Repairs()
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.repair = Repair(
+            "it", self.repairs, (self.watch, self.nothing), self.mend, None, self.ready.wait
+        )
+
+    async def watch(self) -> AsyncIterator[Drift]:
+        while True:
+            yield await self.told.get()
+
+    async def nothing(self) -> AsyncIterator[Drift]:
+        for one in ():
+            yield one
+
+    async def mend(self) -> int:
+        self.mended += 1
+        found = self.wrong.pop(0) if self.wrong else 0
+        if isinstance(found, DataplaneError):
+            raise found
+        return found
+
+    def tell(self, what: str, by: str = "") -> None:
+        self.told.put_nowait(Drift((what,), by))
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    made = Watched()
+    task = asyncio.ensure_future(made.repair.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - states without an event
+            await asyncio.sleep(0)
+
+
+async def test_what_is_told_is_put_right_and_counted(watched: Watched) -> None:
+    watched.wrong = [3]
+    watched.tell("a table", "nft")
+    await until(lambda: watched.repairs.count == 1)
+    assert watched.repairs.last == Drift(("a table",), "nft")
+
+
+async def test_nothing_is_put_right_before_it_is_there() -> None:
+    other = Watched()
+    other.ready.clear()
+    other.wrong = [1]
+    task = asyncio.ensure_future(other.repair.run())
+    other.tell("a table")
+    other.tell("another", "nft")
+    await until(other.told.empty)
+    assert other.mended == 0
+    other.ready.set()
+    await until(lambda: other.repairs.count == 1)
+    assert other.repairs.last == Drift(("a table", "another"), "nft")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_false_alarm_is_no_repair(watched: Watched) -> None:
+    for number in range(1, PATIENT_LOOKS + 1):
+        watched.tell("nothing")
+        await until(lambda number=number: watched.mended == number)
+    assert watched.repairs.count == 0
+    watched.wrong = [1]
+    watched.tell("a table")
+    await until(lambda: watched.repairs.count == 1)
+
+
+async def test_what_cannot_be_put_right_is_tried_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair_module, "FIRST_PAUSE_SECONDS", 0.0)
+    watched.wrong = [Busy("the lock"), 2]
+    watched.tell("a table", "nft")
+    await until(lambda: watched.repairs.count == 1)
+    assert watched.repairs.last == Drift(("a table",), "nft")
+
 
 # The messages as Linux 6.18 sends them, put together by hand: header, family, attributes.
 
