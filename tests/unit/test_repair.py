@@ -94,7 +94,7 @@ OURS = Ours(
 
 
 class Watched:
-    """Something that is watched over: drift is told by `tell`, and `wrong` is what mending finds."""
+    """Something that is watched over: `tell` tells of drift, `wrong` is what mending finds."""
 
     def __init__(self) -> None:
         self.told: asyncio.Queue[Drift] = asyncio.Queue()
