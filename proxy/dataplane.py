@@ -146,12 +146,13 @@ class Dataplane:
 
     async def _mend(self) -> None:
         """Put the kernel right by the program, where that is known; else observing has to do it."""
-        if self._doubt or self._ghosts or self.program is None:
+        driver = self.driver
+        if self._doubt or self._ghosts or self.program is None or not isinstance(driver, Mending):
             self._doubt = True
             return
         repairs = list(self._repairs)
         try:
-            objects = await self.driver.mend(self.program)
+            objects = await driver.mend(self.program)
         except DataplaneError as error:
             log.info("not mended", mode=self.mode, why=str(error))
             self._doubt = True

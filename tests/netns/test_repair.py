@@ -1,6 +1,7 @@
 """What others change of ours is put right in every mode, and what is theirs stays theirs."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from tests.netns.cluster import LOCAL, TCP4, TCP6, Cluster, until
@@ -48,9 +49,9 @@ def on_the_node(cluster: Cluster, command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def repairs(cluster: Cluster) -> int:
+def _repaired(cluster: Cluster, times: int) -> bool:
     told = cluster.status().repairs
-    return 0 if told is None else told.count
+    return told is not None and told.count == times
 
 
 def listed(cluster: Cluster) -> list[str]:
@@ -77,7 +78,7 @@ def test_damage_is_repaired_and_what_others_have_is_left(
     whole = listed(cluster)
     for number, damage in enumerate(DAMAGE[mode.name], 1):
         on_the_node(cluster, damage)
-        until(lambda number=number: repairs(cluster) == number, f"repaired: {damage}")
+        until(partial(_repaired, cluster, number), f"repaired: {damage}")
         for flavour, one in served.items():
             assert one.ask("client-1").pod == LOCAL, (damage, flavour)
         if mode.mode != "userspace":

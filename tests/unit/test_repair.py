@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 
@@ -112,7 +113,7 @@ class Watched:
             yield await self.told.get()
 
     async def nothing(self) -> AsyncIterator[Drift]:
-        for one in ():
+        for one in list[Drift]():
             yield one
 
     async def mend(self) -> int:
@@ -133,6 +134,10 @@ async def watched() -> AsyncIterator[Watched]:
     yield made
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _is_mended(watched: Watched, times: int) -> bool:
+    return watched.mended == times
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -167,7 +172,7 @@ async def test_nothing_is_put_right_before_it_is_there() -> None:
 async def test_a_false_alarm_is_no_repair(watched: Watched) -> None:
     for number in range(1, PATIENT_LOOKS + 1):
         watched.tell("nothing")
-        await until(lambda number=number: watched.mended == number)
+        await until(partial(_is_mended, watched, number))
     assert watched.repairs.count == 0
     watched.wrong = [1]
     watched.tell("a table")
