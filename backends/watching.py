@@ -38,6 +38,9 @@ class Mending(typing.Protocol):
         Raise DataplaneError, after which only an observation tells what the kernel has.
         """
 
+    async def differing(self, program: typing.Any) -> Sequence[str]:
+        """Return what the kernel has otherwise than the program, in words. Raise DataplaneError."""
+
 
 @typing.runtime_checkable
 class Watching(typing.Protocol):

@@ -14,13 +14,15 @@ from msgspec import Struct
 
 from vipd.backends.registry import WITH_SKELETON
 from vipd.backends.skeleton import Skeleton
-from vipd.backends.watching import Drift, Watch, Watching
+from vipd.backends.watching import Drift, Mending, Watch, Watching
 from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.status import RepairView
 
-COMPARE_SECONDS = 900.0
-"""Everything is compared this often, for what no notification tells."""
+OFTEN_SECONDS, SELDOM_SECONDS = 60.0, 900.0
+"""Everything is compared, for what no notification tells: this often, or"""
+COMPARE_REST = 1000.0
+"""after so many times what it took, which is a thousandth of a processor."""
 RETRY_SECONDS = 10.0
 """Before it is tried again to watch, where that failed."""
 PATIENT_REPAIRS = 3
@@ -134,7 +136,7 @@ class Repair:
         repairs: Repairs,
         watches: Sequence[Watch],
         mend: Callable[[], Awaitable[int]],
-        compare: Callable[[], Awaitable[str]] | None = None,
+        compare: Callable[[], Awaitable[Sequence[str]]] | None = None,
         ready: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._name = name
@@ -171,12 +173,15 @@ class Repair:
                 return  # there is nothing to watch
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _look_at_everything(self, compare: Callable[[], Awaitable[str]]) -> None:
+    async def _look_at_everything(self, compare: Callable[[], Awaitable[Sequence[str]]]) -> None:
         """Compare everything now and then. What differs is repaired as if it had been told."""
+        took = 0.0
         while True:
-            await asyncio.sleep(COMPARE_SECONDS)
+            await asyncio.sleep(min(max(OFTEN_SECONDS, COMPARE_REST * took), SELDOM_SECONDS))
+            started = time.monotonic()
             try:
-                differences = (await compare()).splitlines()
+                differences = await compare()
+                took = time.monotonic() - started
             except DataplaneError as error:
                 log.warning("not compared", of=self._name, why=str(error))
                 continue
@@ -230,8 +235,11 @@ def guard(dataplane: Dataplane, skeleton: Skeleton, repairs: Repairs) -> Repair:
         put_back = 0 if dataplane.mode in WITH_SKELETON else await skeleton.mend()
         return put_back + await dataplane.repair()
 
+    async def compare() -> Sequence[str]:
+        if isinstance(driver, Mending) and dataplane.program is not None:
+            return await driver.differing(dataplane.program)
+        return (await dataplane.differences()).splitlines()
+
     driver = dataplane.driver
     watches = driver.watches() if isinstance(driver, Watching) else ()
-    return Repair(
-        dataplane.mode, repairs, watches, mend, dataplane.differences, dataplane.in_step.wait
-    )
+    return Repair(dataplane.mode, repairs, watches, mend, compare, dataplane.in_step.wait)

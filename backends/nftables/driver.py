@@ -100,6 +100,14 @@ class NftablesDriver:
         async with self._running(AT_ONCE):
             return await mending.mend(self._nft, program)
 
+    async def differing(self, program: Program) -> Sequence[str]:
+        """Return what the kernel has otherwise than a program that was committed, in words.
+
+        Raise DataplaneError.
+        """
+        async with self._running(AT_ONCE):
+            return (await asyncio.to_thread(mending.difference, program)).what
+
     @contextlib.asynccontextmanager
     async def _running(self, places: int) -> AsyncIterator[None]:
         held = 0

@@ -31,6 +31,7 @@ from vipd.backends.nftables.raw import DEL_ELEMENT, NEW_ELEMENT, Held
 from vipd.backends.nftables.tool import Nft
 from vipd.proxy.errors import OutOfStep
 from vipd.proxy.names import Family
+from vipd.proxy.words import counted
 
 _VERDICTS_LAST = ("admitted", "services", "node-ports")
 """What leads packets to the other elements."""
@@ -43,6 +44,8 @@ class Work(Struct, frozen=True):
     messages: tuple[bytes, ...] = ()
     size: int = 0
     """Kernel objects that are added or removed."""
+    what: tuple[str, ...] = ()
+    """What differs, in words."""
 
 
 async def mend(nft: Nft, program: Program) -> int:
@@ -65,27 +68,33 @@ def difference(program: Program) -> Work:
     lines: list[str] = []
     messages: list[bytes] = []
     size = 0
+    what: list[str] = []
     for family in Family:
         word = FAMILY_WORD[family]
         base = skeleton()
         if tables.comments_of_rules(word, SKELETON) != {base.name: base.comments}:
             lines += skeleton_commands(family)
             size += 1
+            what.append(f"table {word} {SKELETON}")
         is_new = (word, TABLE) not in there
         if is_new:
+            what.append(f"table {word} {TABLE}")
             lines.append(f"add table {word} {TABLE}")
         own = _own(family, program)
         made = _declarations(family, {one.name: one for one in (*containers(family), *own.maps)})
         made += _chains(family, program, own.chains)
         lines += made
         size += len(made)
+        what += [one for one in made if one.startswith("add chain")]
         for container in sorted(containers(family), key=lambda one: one.name in _VERDICTS_LAST):
             told, count = _elements(
                 family, container, wanted[family, container.name], is_new=is_new
             )
             messages += told
             size += count
-    return Work(tuple(lines), tuple(messages), size)
+            if count:
+                what.append(f"{counted(count, 'element')} of {word} {TABLE} {container.name}")
+    return Work(tuple(lines), tuple(messages), size, tuple(what))
 
 
 def wanted_elements(program: Program) -> dict[tuple[Family, str], Held]:

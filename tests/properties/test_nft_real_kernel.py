@@ -114,6 +114,7 @@ def test_whatever_is_damaged_is_mended(
             with contextlib.suppress(DataplaneError):  # what it is about is gone already
                 await nft.run(["-f", "-"], one)
             differs = await driver.observe() != expected(program)
+            assert bool(await driver.differing(program)) == differs, one
             assert bool(await driver.mend(program)) == differs, one
             assert await driver.observe() == expected(program), one
 

@@ -298,6 +298,9 @@ class MendingDriver(Driver):
             raise self.refusal
         return 7
 
+    async def differing(self, program: Any) -> Sequence[str]:
+        raise NotImplementedError
+
 
 @pytest.fixture
 async def mending(tmp_path: Path) -> AsyncIterator[tuple[Rig, MendingDriver]]:
