@@ -8,8 +8,11 @@ Source: include/uapi/linux/netfilter_ipv4/ip_tables.h (ip6_tables.h, x_tables.h)
 
 import ctypes
 import os
+import re
 import socket
 import struct
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from vipd.proxy.names import Family
@@ -22,10 +25,12 @@ _GET_INFO, _GET_ENTRIES = 64, 65
 _INFO = struct.Struct("=32sI5I5III")
 _HEAD = 40
 """Before the entries: the table's name, their size, and four bytes to align."""
-_STANDARD, _ERROR = b"", b"ERROR"
-_ERROR_SIZE = 64
+_CHAIN_SIZE = 64
+_CHAIN = re.compile(re.escape(struct.pack("=H", _CHAIN_SIZE) + b"ERROR\0"))
+"""The target with which a chain begins, and the table ends: its size and its name."""
 _NAME_AT, _SAID_AT = 2, 32
-"""In a target: its name; then what it says: a verdict, or the name of a chain that begins."""
+"""In a target: its name, empty for a verdict; then the verdict, or the name of the chain."""
+_OFFSETS, _VERDICT = struct.Struct("=HH"), struct.Struct("=i")
 
 
 class _Layout(NamedTuple):
@@ -33,13 +38,15 @@ class _Layout(NamedTuple):
 
     family: int
     level: int
+    entry_size: int
+    """Of an entry without matches, up to its target."""
     offsets_at: int
     """Where an entry has target_offset and next_offset."""
 
 
 _LAYOUTS = {
-    Family.IPV4: _Layout(socket.AF_INET, socket.IPPROTO_IP, 88),
-    Family.IPV6: _Layout(socket.AF_INET6, socket.IPPROTO_IPV6, 140),
+    Family.IPV4: _Layout(socket.AF_INET, socket.IPPROTO_IP, 112, 88),
+    Family.IPV6: _Layout(socket.AF_INET6, socket.IPPROTO_IPV6, 168, 140),
 }
 
 
@@ -50,55 +57,68 @@ class Shape(NamedTuple):
     jumps: frozenset[tuple[str, str]]
 
 
+Known = dict[str, tuple[int, int]]
+"""Chains that were counted: their size in bytes and their rules."""
+
+
 def info(family: Family, table: str) -> Info:
     """Return what changes where a rule comes or goes, anywhere in the table. Raise OSError."""
     return _asked(family, _GET_INFO, table, b"", _INFO.size)
 
 
-def shape(family: Family, table: str, prefix: str) -> Shape:
+def shape(family: Family, table: str, prefix: str, known: Known) -> Shape:
     """Return the chains whose names begin with `prefix`, and the jumps to them. Raise OSError.
 
-    Takes about half a microsecond for each rule of the table.
+    A chain that has the size it had in `known` is not counted again; what is counted goes in there.
     """
     told = _INFO.unpack(info(family, table))
     size = told[13]
     entries = _asked(family, _GET_ENTRIES, table, struct.pack("=I", size), _HEAD + size)[_HEAD:]
-    return _shape(_LAYOUTS[family].offsets_at, entries, told[1:12], prefix.encode())
-
-
-def _shape(offsets_at: int, entries: bytes, hooks: tuple[int, ...], prefix: bytes) -> Shape:
-    rules: dict[str, int] = {}
+    layout = _LAYOUTS[family]
     begins: dict[int, str] = {}
-    found: list[tuple[int, int]] = []
-    current, count = "", 0
-    last_built_in = max(hooks[6 + place] for place in range(5) if hooks[0] >> place & 1)
-    unpack = struct.Struct("=HH").unpack_from
-    at = 0
-    while at < len(entries):
-        target_at, step = unpack(entries, at + offsets_at)
-        target = at + target_at
-        (target_size,) = struct.unpack_from("=H", entries, target)
-        if target_size == _ERROR_SIZE and _name(entries, target + _NAME_AT) == _ERROR:
-            if current:
-                rules[current] = count - 1  # without the RETURN at its end
-            name = _name(entries, target + _SAID_AT)
-            current = name.decode(errors="replace") if name.startswith(prefix) else ""
-            if current:
-                begins[at + step] = current
-            count = 0
-        else:
-            count += 1
-            if at <= last_built_in and _name(entries, target + _NAME_AT) == _STANDARD:
-                found.append((at, struct.unpack_from("=i", entries, target + _SAID_AT)[0]))
-        at += step
+    rules: dict[str, int] = {}
+    heads = [one.start() - layout.entry_size for one in _CHAIN.finditer(entries)]
+    for head, end in pairwise(heads):
+        name = _name(entries, head + layout.entry_size + _SAID_AT).decode(errors="replace")
+        if not name.startswith(prefix):
+            continue
+        start = head + layout.entry_size + _CHAIN_SIZE
+        begins[start] = name
+        counted = known.get(name)
+        if counted is None or counted[0] != end - start:
+            # Without the RETURN at its end.
+            counted = known[name] = (
+                end - start,
+                len(list(_steps(layout, entries, start, end))) - 1,
+            )
+        rules[name] = counted[1]
+    verdicts = list(_verdicts(layout, entries, heads[0] if heads else size))
+    hooks, begin, last = told[1], told[2:7], told[7:12]
     jumps = {
         (BUILT_IN[place], begins[to])
         for place in range(5)
-        if hooks[0] >> place & 1
-        for at, to in found
-        if hooks[1 + place] <= at <= hooks[6 + place] and to in begins
+        if hooks >> place & 1
+        for at, to in verdicts
+        if begin[place] <= at <= last[place] and to in begins
     }
     return Shape(rules, frozenset(jumps))
+
+
+def _steps(layout: _Layout, entries: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield where each entry begins, and where its target does."""
+    while start < end:
+        target, step = _OFFSETS.unpack_from(entries, start + layout.offsets_at)
+        yield start, start + target
+        if step <= 0:
+            return
+        start += step
+
+
+def _verdicts(layout: _Layout, entries: bytes, end: int) -> Iterator[tuple[int, int]]:
+    """Yield each entry of the built-in chains that jumps, with where to."""
+    for at, target in _steps(layout, entries, 0, end):
+        if not _name(entries, target + _NAME_AT):
+            yield at, _VERDICT.unpack_from(entries, target + _SAID_AT)[0]
 
 
 def _name(entries: bytes, at: int) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from msgspec import Struct
 
 from vipd.backends import ipset_counts, legacy_tables
-from vipd.backends.legacy_tables import Info, Shape
+from vipd.backends.legacy_tables import Info, Known, Shape
 from vipd.backends.nftables import tables
 from vipd.backends.nftables.notified import SKELETONS, Ours
 from vipd.backends.nftables.objects import FAMILY_WORD
@@ -28,8 +28,8 @@ from vipd.proxy.names import Family
 
 LOOK_SECONDS = 0.5
 """Between two cheap looks: 0.1 ms of a processor each."""
-REST = 50.0
-"""A closer look is followed by another after so many times what it took: 2 % of a processor."""
+REST = 20.0
+"""A closer look is followed by another after so many times what it took: 5 % of a processor."""
 MOST_TOLD = 8
 _FAMILY_OF_WORD = {word: family for family, word in FAMILY_WORD.items()}
 
@@ -63,6 +63,7 @@ class XtablesWatching:
         self._order = order
         self._tables = sorted({one.table for one in hooks})
         self._infos: dict[Place, Info] = {}
+        self._known: dict[Place, Known] = {}
         self._took = 0.0
 
     def watches(self) -> Sequence[Watch]:
@@ -118,11 +119,16 @@ class XtablesWatching:
         if legacy_tables.info(*place) == self._infos.get(place):
             return []
         async with self._order:  # nothing of ours is half done then
-            started = time.monotonic()
             self._infos[place] = legacy_tables.info(*place)
-            found = await asyncio.to_thread(legacy_tables.shape, *place, PREFIX)
-            self._took += time.monotonic() - started
+            found, took = await asyncio.to_thread(self._shape, place)
+            self._took += took
             return self._differences(place, found)
+
+    def _shape(self, place: Place) -> tuple[Shape, float]:
+        """Return what a table has, and the seconds of a processor that this took."""
+        started = time.thread_time()
+        known = self._known.setdefault(place, {})
+        return legacy_tables.shape(*place, PREFIX, known), time.thread_time() - started
 
     def _differences(self, place: Place, found: Shape) -> list[str]:
         family, table = place

@@ -55,13 +55,17 @@ def _repaired(cluster: Cluster, times: int) -> bool:
 
 
 def listed(cluster: Cluster) -> list[str]:
-    """Tables and local routes of ours, sorted."""
+    """Tables of nftables, local routes, IPVS services and rules of ours, sorted."""
     there = sorted(one for one in cluster.tables() if " vipd" in one)
     lines = [
         line for one in there for line in cluster.nft("list", "table", *one.split()).splitlines()
     ]
-    routes = cluster.lab.exec("node", ["ip", "route", "show", "table", "local", "proto", "119"])
-    return sorted([*lines, *routes.stdout.splitlines()])
+    commands = ["ip route show table local proto 118", "ip route show table local proto 119"]
+    if cluster.mode == "ipvs":
+        commands += ["ipvsadm -Sn", "iptables-save | grep VIPD", "ip6tables-save | grep VIPD"]
+    for one in commands:
+        lines += cluster.lab.exec("node", ["sh", "-c", one]).stdout.splitlines()
+    return sorted(line for line in lines if not line.startswith(":"))
 
 
 @pytest.mark.modes(*DAMAGE)
@@ -81,7 +85,7 @@ def test_damage_is_repaired_and_what_others_have_is_left(
         until(partial(_repaired, cluster, number), f"repaired: {damage}")
         for flavour, one in served.items():
             assert one.ask("client-1").pod == LOCAL, (damage, flavour)
-        if mode.mode != "userspace":
+        if mode.mode == "iptables":
             assert cluster.matches_the_kernel(), damage
         assert listed(cluster) == whole, damage
     if mode.mode == "iptables":

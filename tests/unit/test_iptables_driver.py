@@ -419,7 +419,7 @@ def wrong(driver: IptablesDriver, variant: Variant) -> list[str]:
     if variant is Variant.NFT:
         return found  # the kernel tells of its chains
     for place, chains in tally.chains.items():
-        shape = legacy_tables.shape(*place, PREFIX)
+        shape = legacy_tables.shape(*place, PREFIX, {})
         found += tally.wrong_chains(place, shape.rules)
         wanted = {(one.chain, one.to) for one in JUMPS if one.table == place[1] and chains}
         found += [f"jump {one}" for one in sorted(wanted ^ shape.jumps)]
