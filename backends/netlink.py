@@ -9,15 +9,18 @@ while it is sent, so a batch is limited by the receive buffer: one that overflow
 acknowledgements, not messages.
 """
 
+import contextlib
+import ctypes
 import errno
 import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 
+from vipd.backends.runs import RUNS
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, UnknownResult, Unsupported
 from vipd.proxy.names import Address, Family
 
@@ -27,12 +30,20 @@ ERROR, DONE, MULTI = 2, 3, 0x2
 AT_ONCE = 64
 """Messages in one sendmsg. Their acknowledgements have to fit the receive buffer."""
 _BUFFER = 1 << 20
+_SEND_BUFFER = 1 << 20
+_SO_SNDBUFFORCE = 32
 _LARGEST = 1 << 16
 """Bytes of one answer; the kernel makes none larger than 32 kB for a listing."""
 ADDRESS_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _GENERIC, _NETFILTER, _ROUTE = 16, 12, 0
 _STRICT_CHECK = 12
 _SOL_NETLINK = 270
+
+# Instructions of a socket's filter (linux/filter.h), and where a message has its type.
+_ATTACH_FILTER = 26
+LOAD_HALF, LOAD_BYTE, IS_EQUAL, RETURN = 0x28, 0x30, 0x15, 0x06
+DROP, KEEP = (RETURN, 0, 0, 0), (RETURN, 0, 0, 0xFFFFFFFF)
+TYPE_AT = 4
 
 
 class Netlink:
@@ -42,6 +53,7 @@ class Netlink:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._socket.bind((0, 0))
+        RUNS.note_port(self._socket.getsockname()[0])
         self._number = 0
         self._answers = bytearray(_LARGEST)
 
@@ -96,6 +108,35 @@ class Netlink:
         except TimeoutError as error:
             raise Busy(f"netlink: not listed within {seconds:g} s") from error
         except OSError as error:
+            raise _failed(error) from error
+
+    def transact(self, messages: Iterable[bytes], begin: bytes, end: bytes) -> None:
+        """Send messages in transactions, as many in each as the send buffer takes.
+
+        Raise the DataplaneError of the first that is refused; those before its transaction are
+        done then.
+        """
+        with contextlib.suppress(PermissionError):  # without privileges in the first namespace
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+        most = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
+        part: list[bytes] = []
+        size = 0
+        for one in messages:
+            if part and size + len(one) > most:
+                self._transact([begin, *part, end])
+                part, size = [], 0
+            part.append(one)
+            size += len(one)
+        if part:
+            self._transact([begin, *part, end])
+
+    def _transact(self, messages: Sequence[bytes]) -> None:
+        first = self._number + 1
+        self._number += len(messages)
+        text = b"".join(numbered(first + at, _aligned(one)) for at, one in enumerate(messages))
+        answers = self._acknowledged(text, first, len(messages) - 2)
+        for code in filter(None, answers.values()):
+            error = OSError(code, os.strerror(code))
             raise _failed(error) from error
 
     def strict(self) -> None:
@@ -161,6 +202,22 @@ def netfilter() -> Netlink:
 def generic() -> Netlink:
     """Return a socket of generic netlink."""
     return Netlink(_GENERIC)
+
+
+def let_through(receiving: socket.socket, *program: tuple[int, int, int, int]) -> None:
+    """Let the kernel pass only those datagrams to a socket that the filter keeps."""
+    text = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    kept = ctypes.create_string_buffer(text, len(text))
+    receiving.setsockopt(
+        socket.SOL_SOCKET,
+        _ATTACH_FILTER,
+        struct.pack("@HP", len(program), ctypes.addressof(kept)),
+    )
+
+
+def as_loaded(number: int) -> int:
+    """Return a number of 16 bits as a filter loads it: filters think in network order."""
+    return socket.htons(number)
 
 
 def _aligned(message: bytes) -> bytes:

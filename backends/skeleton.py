@@ -7,7 +7,9 @@ modes.
 
 from collections.abc import Sequence
 
+from vipd.backends.nftables import tables
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON
+from vipd.backends.nftables.pipeline import skeleton
 from vipd.backends.nftables.plan import skeleton_commands
 from vipd.backends.nftables.tool import Nft
 from vipd.proxy.names import Family
@@ -30,6 +32,15 @@ class Skeleton:
         await self._nft.run(["-f", "-"], text)
         return True
 
+    async def mend(self) -> int:
+        """Put back what is missing of it; return of how many families that was."""
+        if self._nft.path is None:
+            return 0
+        missing = [word for word in FAMILY_WORD.values() if not _is_whole(word)]
+        if missing:
+            await self.ensure()
+        return len(missing)
+
     async def leftovers(self) -> Sequence[str]:
         """Return the tables that are there."""
         if self._nft.path is None:
@@ -44,3 +55,11 @@ class Skeleton:
         if ours:
             await self._nft.run(["-f", "-"], "".join(f"delete {one}\n" for one in ours))
         return ours
+
+
+def _is_whole(word: str) -> bool:
+    """Return whether the one rule of a family's skeleton is there, and no other."""
+    chain = skeleton()
+    (comment,) = chain.comments
+    there = tables.rules(word, SKELETON, chain.name)
+    return len(there) == 1 and f"{comment}\0".encode() in there[0]

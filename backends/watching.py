@@ -1,7 +1,9 @@
-"""What a driver offers that is told when someone else changes what it has in the kernel."""
+"""What a driver offers that is told, or finds out cheaply, when someone else changes what it has in
+the kernel.
+"""
 
 import typing
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from msgspec import Struct
 
@@ -11,7 +13,7 @@ class Drift(Struct, frozen=True):
 
     what: tuple[str, ...]
     """What was changed, as far as it is told: the first of it."""
-    by: str
+    by: str = ""
     """The name of the program; empty where nobody knows."""
     process: int = 0
     """Its process id as the kernel counts; 0 where it is not known."""
@@ -21,9 +23,28 @@ class Drift(Struct, frozen=True):
         return who or "somebody"
 
 
+Watch = Callable[[], AsyncIterator[Drift]]
+"""Yields drift as it happens, for ever; ends where there is nothing to watch. Raises OSError or a
+DataplaneError where it cannot be watched now."""
+
+
+@typing.runtime_checkable
+class Mending(typing.Protocol):
+    """A driver that puts the kernel right by what was committed, faster than by an observation."""
+
+    async def mend(self, program: typing.Any) -> int:
+        """Make the kernel hold exactly the program; return how many objects that took.
+
+        Raise DataplaneError, after which only an observation tells what the kernel has.
+        """
+
+    async def differing(self, program: typing.Any) -> Sequence[str]:
+        """Return what the kernel has otherwise than the program, in words. Raise DataplaneError."""
+
+
 @typing.runtime_checkable
 class Watching(typing.Protocol):
-    """A driver that is told. Where one is not, only comparing finds out."""
+    """A driver that watches. Where one does not, only comparing finds out."""
 
-    def drifts(self) -> AsyncIterator[Drift]:
-        """Yield drift as it happens, for ever. Raise OSError where it cannot be watched for."""
+    def watches(self) -> Sequence[Watch]:
+        """Return what has to be watched side by side."""

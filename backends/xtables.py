@@ -20,6 +20,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from vipd.backends.runs import RUNS
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult, Unsupported
 from vipd.proxy.names import Family
 
@@ -149,7 +150,7 @@ class Xtables:
         A legacy table that nobody has loaded is empty text, and stays unloaded.
         """
         kind = variant or await self.variant()
-        if kind is Variant.LEGACY and not _loaded(family, table):
+        if kind is Variant.LEGACY and not loaded(family, table):
             return ""
         path = self._path(kind, family, "-save")
         if path is None:
@@ -245,14 +246,17 @@ class Xtables:
             with os.fdopen(script, "w", encoding="utf-8", closefd=False) as file:
                 file.write(text)
             os.lseek(script, 0, os.SEEK_SET)
-            return await asyncio.create_subprocess_exec(
-                *command,
-                stdin=script,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "LC_ALL": "C"},
-                pass_fds=self._inherited,
-            )
+            async with RUNS.starting() as started:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=script,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    env={**os.environ, "LC_ALL": "C"},
+                    pass_fds=self._inherited,
+                )
+                started(process.pid)
+            return process
         finally:
             os.close(script)
 
@@ -292,7 +296,7 @@ def _which(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def _loaded(family: Family, table: str) -> bool:
+def loaded(family: Family, table: str) -> bool:
     """Return whether a legacy table exists in this network namespace; listing would make it."""
     try:
         path = f"/proc/thread-self/net/ip{'6' if family is Family.IPV6 else ''}_tables_names"

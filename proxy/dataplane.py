@@ -18,6 +18,7 @@ import structlog
 from msgspec import Struct
 
 from vipd.backends.registry import Backend
+from vipd.backends.watching import Mending
 from vipd.proxy.errors import DataplaneError, Retry, UnknownResult, Unsupported
 from vipd.proxy.programming import Kinds, Programming, Stage
 from vipd.proxy.status import LastSync
@@ -160,9 +161,31 @@ class Dataplane:
         """
         done = asyncio.get_running_loop().create_future()
         self._repairs.append(done)
-        self._doubt = True
+        if not isinstance(self.driver, Mending):
+            self._doubt = True
         self._ask()
         return int(await done)
+
+    async def _mend(self) -> None:
+        """Put the kernel right by the program, where that is known; else observing has to do it."""
+        driver = self.driver
+        if self._doubt or self._ghosts or self.program is None or not isinstance(driver, Mending):
+            self._doubt = True
+            return
+        repairs = list(self._repairs)
+        try:
+            objects = await driver.mend(self.program)
+        except DataplaneError as error:
+            log.info("not mended", mode=self.mode, why=str(error))
+            self._doubt = True
+            return
+        self._repaired(repairs, objects)
+
+    def _repaired(self, repairs: Collection[asyncio.Future[int]], objects: int) -> None:
+        self._repairs = [one for one in self._repairs if one not in repairs]
+        for repair in repairs:
+            if not repair.done():
+                repair.set_result(objects)
 
     async def _answer(self) -> None:
         while self._questions:
@@ -207,11 +230,16 @@ class Dataplane:
 
     def _to_do(self) -> bool:
         changed = bool(self._pending) or self._pending_network is not None
-        return changed or self._doubt or self.program is None
+        return changed or self._doubt or bool(self._repairs) or self.program is None
 
     async def _sync(self, table: Table) -> float | None:
         """Plan and commit; return the time of the next try, or None when there is none to come."""
         started = time.perf_counter()
+        if self._repairs:
+            await self._mend()
+            if not self._to_do():
+                self._asked_since = None
+                return None
         full = self._doubt or self.program is None
         changes = Changes(self._pending, self._pending_network)
         self._pending, self._pending_network = {}, None
@@ -263,10 +291,7 @@ class Dataplane:
         except DataplaneError:
             self._doubt = True
             raise
-        self._repairs = [one for one in self._repairs if one not in repairs]
-        for repair in repairs:
-            if not repair.done():
-                repair.set_result(done.objects)
+        self._repaired(repairs, done.objects)
         return done
 
     async def _commit_difference(self, table: Table) -> _Done:
@@ -345,6 +370,7 @@ class Dataplane:
 
     def _failed(self, error: DataplaneError) -> float | None:
         self.failed_syncs += 1
+        is_first = not self.failure
         self.failure = f"{error} (tried again {error.retry.value})"
         log.error("sync failed", mode=self.mode, why=str(error), retry=error.retry.value)
         if error.retry is Retry.NEVER:
@@ -352,7 +378,11 @@ class Dataplane:
             self.given_up.set()
             return None
         if error.retry is Retry.AFTER_OBSERVE:
-            self.program = None
+            if is_first and isinstance(self.driver, Mending):
+                # What was committed before is still known; an observation where that is no help.
+                self._repairs.append(asyncio.get_running_loop().create_future())
+            else:
+                self.program = None
         wait, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
         return time.monotonic() + wait
 

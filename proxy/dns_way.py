@@ -6,11 +6,16 @@ dataplane. Must not: know what a way is made of (dns/server/way.py), or which so
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from ipaddress import ip_network
 
 import structlog
 
+from vipd.backends import removed_routes
+from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL
+from vipd.backends.nftables import watching
+from vipd.backends.nftables.notified import Ours
+from vipd.backends.watching import Drift, Watch
 from vipd.dns.server import way
 from vipd.dns.server.service import DnsService
 from vipd.dns.settings import Listen
@@ -24,12 +29,13 @@ from vipd.proxy.sync import Sync
 from vipd.proxy.virtualserver import Key
 
 LOOK_SECONDS = 10.0
-"""Between two looks whether the way is still there: somebody may flush what is not his."""
+"""Between two looks whether the way is still there, for what the kernel does not tell."""
 LEAVE_SECONDS = 5.0
 """For which the route to an address that goes is left: replies that are under way need it, those of
 upstreams for 4 s."""
 PATIENCE_SECONDS = 5.0
 """For the dataplane to take an address over, and for workers to leave it; then it goes anyway."""
+_OURS = Ours(frozenset({("inet", way.TABLE.split()[1])}))
 
 log = structlog.get_logger()
 
@@ -48,6 +54,28 @@ class DnsWay:
         self._awaited: set[Key] = set()
         """Virtual servers that are to take an address over, and are not committed yet."""
         self._taken_over = asyncio.Event()
+        self._needed = asyncio.Event()
+        """Set once there is a way to be kept."""
+
+    def watches(self) -> Sequence[Watch]:
+        """Return the watches over the table and the routes of the way."""
+        return (
+            lambda: self._told(watching.drifts(_OURS)),
+            lambda: self._told(removed_routes.drifts(DNS_ROUTE_PROTOCOL)),
+        )
+
+    async def _told(self, drifts: AsyncIterator[Drift]) -> AsyncIterator[Drift]:
+        await self._needed.wait()
+        async for one in drifts:
+            if self._dns.listens:
+                yield one
+
+    async def mend(self) -> int:
+        """Prepare the way again where it is not as it has to be; return whether it had to be."""
+        async with self._turn:
+            if self._prepared is None:
+                return 0  # it is about to be
+            return int(await self._keep())
 
     def look(self) -> None:
         """Let it be looked at now."""
@@ -159,15 +187,18 @@ class DnsWay:
         }
         return (*self._sync.table.network.service_cidrs, *sorted(found, key=str))
 
-    async def _keep(self) -> None:
-        """Prepare the way unless all is there."""
+    async def _keep(self) -> bool:
+        """Prepare the way unless all is there; return whether that had to be."""
         wanted = (tuple(self._dns.listens), self._networks())
+        if wanted[0]:
+            self._needed.set()
         if self._prepared == wanted and await self._is_there(*wanted):
-            return
+            return False
         whole = asyncio.get_running_loop().time() >= self._routes_stay_until
         await way.prepare(*wanted, whole=whole)
         self._prepared = wanted if whole else None
         await self._dns.look_around()
+        return True
 
     async def _is_there(self, listens: Sequence[Listen], networks: Collection[Network]) -> bool:
         """Return whether there is nothing to be prepared, as far as can be seen."""

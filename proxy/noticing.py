@@ -78,7 +78,7 @@ class Noticing:
             problems=self._sync.problems,
             rejected=serving.rejected,
             failure=serving.failure,
-            going_on=repairs.patience if goes_on else {},
+            going_on=repairs.waiting() if goes_on else {},
             left_by_kube_proxy=tuple(self._left),
         )
 

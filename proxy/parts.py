@@ -33,6 +33,7 @@ from vipd.proxy.metrics.subjects import Subjects
 from vipd.proxy.noticing import Noticing
 from vipd.proxy.programming import Programming
 from vipd.proxy.reload import Reloading
+from vipd.proxy.repair import Repair
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sources.addresses import FollowedAddresses
 from vipd.proxy.sources.protocol import Source
@@ -140,6 +141,7 @@ class Parts:
             self.departures.run(),
             self.stale_flows.run(),
             self.dns_way.run(),
+            Repair("dns", self.switching.repairs, self.dns_way.watches(), self.dns_way.mend).run(),
             self.reloading.run(),
             self.http.run(),
         ]

@@ -1,24 +1,28 @@
 """Repair: what others change of ours is put right again, but never in a fight.
 
-Lives here: when a dataplane has to look at the kernel, and how long it waits where the same party
-does it again and again. Must not: know what is in the kernel (backends), or how the difference is
-committed (dataplane.py).
+Lives here: when something of ours is put right, and how long that waits where the same party
+changes it again and again. Must not: know what is in the kernel (backends), or how it is put right
+(dataplane.py, dns_way.py).
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from msgspec import Struct
 
-from vipd.backends.watching import Drift, Watching
+from vipd.backends.registry import WITH_SKELETON
+from vipd.backends.skeleton import Skeleton
+from vipd.backends.watching import Drift, Mending, Watch, Watching
 from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.status import RepairView
 
-COMPARE_SECONDS = 900.0
-"""Everything is compared this often, for what no notification tells."""
+OFTEN_SECONDS, SELDOM_SECONDS = 60.0, 900.0
+"""Everything is compared, for what no notification tells: this often, or"""
+COMPARE_REST = 1000.0
+"""after so many times what it took, which is a thousandth of a processor."""
 RETRY_SECONDS = 10.0
 """Before it is tried again to watch, where that failed."""
 PATIENT_REPAIRS = 3
@@ -27,6 +31,9 @@ FORGIVEN_SECONDS = 300.0
 """After so long without another change, a party begins anew."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """Before a repair of what the same party did again; the pause doubles."""
+PATIENT_LOOKS, REST = 5, 20.0
+"""After so many looks in a row at which nothing was wrong, each waits for so many times what the
+one before took: at most a twentieth of a processor goes to false alarms."""
 MOST_TOLD = 8
 MOST_PARTIES = 64
 
@@ -40,21 +47,56 @@ class Offender(Struct, frozen=True):
     last: float = 0.0
 
 
-class Repairs:
-    """What was repaired since the start, and who made it necessary.
+class Patience:
+    """How long repairs wait for parties that change what is ours again and again.
 
     `clock` returns seconds that never go back.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.waiting: dict[str, float] = {}
+        """Parties that go on, and how many seconds are waited before the next repair."""
+        self._offenders: dict[str, Offender] = {}
+        self._clock = clock
+
+    def pause(self, party: str) -> float:
+        """Return for how long to wait before what a party did is put right."""
+        self._forgive()
+        if party not in self._offenders and len(self._offenders) >= MOST_PARTIES:
+            return LONGEST_PAUSE_SECONDS
+        return self.waiting.get(party, 0.0)
+
+    def note(self, party: str) -> None:
+        """Note that something a party did had to be put right."""
+        self._forgive()
+        if party not in self._offenders and len(self._offenders) >= MOST_PARTIES:
+            return
+        times = self._offenders.get(party, Offender()).times + 1
+        self._offenders[party] = Offender(times, self._clock())
+        if times >= PATIENT_REPAIRS:
+            doubled = FIRST_PAUSE_SECONDS * 2.0 ** min(times - PATIENT_REPAIRS, 16)
+            self.waiting[party] = min(doubled, LONGEST_PAUSE_SECONDS)
+
+    def _forgive(self) -> None:
+        now = self._clock()
+        self._offenders = {
+            name: one
+            for name, one in self._offenders.items()
+            if now - one.last < FORGIVEN_SECONDS + self.waiting.get(name, 0.0)
+        }
+        self.waiting = {k: v for k, v in self.waiting.items() if k in self._offenders}
+
+
+class Repairs:
+    """What was repaired since the start, and who made it necessary."""
+
+    def __init__(self) -> None:
         self.count = 0
         self.last: Drift | None = None
         self.last_at = 0.0
         """Seconds since the epoch."""
-        self.patience: dict[str, float] = {}
-        """Parties that go on, and how many seconds are waited before the next repair."""
-        self._offenders: dict[str, Offender] = {}
-        self._clock = clock
+        self.patience: dict[str, Patience] = {}
+        """By what is repaired: a mode, or another name."""
 
     def view(self) -> RepairView | None:
         """Return what `vipd status` tells; None where there was nothing to repair."""
@@ -65,82 +107,90 @@ class Repairs:
             at=self.last_at,
             what=self.last.what,
             by=str(self.last),
-            waiting=dict(self.patience),
+            waiting=self.waiting(),
         )
 
-    def pause(self, party: str) -> float:
-        """Note that a party did it, again perhaps; return for how long to wait with the repair."""
-        now = self._clock()
-        self._offenders = {
-            name: one
-            for name, one in self._offenders.items()
-            if now - one.last < FORGIVEN_SECONDS + self.patience.get(name, 0.0)
-        }
-        self.patience = {k: v for k, v in self.patience.items() if k in self._offenders}
-        if party not in self._offenders and len(self._offenders) >= MOST_PARTIES:
-            return LONGEST_PAUSE_SECONDS
-        times = self._offenders.get(party, Offender()).times + 1
-        self._offenders[party] = Offender(times, now)
-        if times <= PATIENT_REPAIRS:
-            return 0.0
-        doubled = FIRST_PAUSE_SECONDS * 2.0 ** min(times - PATIENT_REPAIRS - 1, 16)
-        pause = min(doubled, LONGEST_PAUSE_SECONDS)
-        self.patience[party] = pause
-        return pause
+    def waiting(self) -> dict[str, float]:
+        """Return who goes on, and how many seconds are waited before the next repair."""
+        longest: dict[str, float] = {}
+        for one in list(self.patience.values()):
+            for party, seconds in list(one.waiting.items()):
+                longest[party] = max(seconds, longest.get(party, 0.0))
+        return longest
 
-    def done(self, drift: Drift, objects: int) -> None:
+    def done(self, name: str, drift: Drift, objects: int) -> None:
         """Note a repair of so many kernel objects."""
         self.count += 1
         self.last, self.last_at = drift, time.time()
-        log.warning("repaired", by=str(drift), what="; ".join(drift.what), objects=objects)
+        what = "; ".join(drift.what)
+        log.warning("repaired", of=name, by=str(drift), what=what, objects=objects)
 
 
 class Repair:
-    """Watches over a dataplane. `also` puts right what is no part of it, and is awaited before."""
+    """Watches over something of ours in the kernel, and has it put right.
+
+    `name` says what it is, such as a mode. `mend` puts right whatever is wrong and returns how many
+    objects that were; `compare` returns what differs, as lines. Nothing is put right before
+    `ready`.
+    """
 
     def __init__(
         self,
-        dataplane: Dataplane,
+        name: str,
         repairs: Repairs,
-        also: Callable[[], Awaitable[object]] | None = None,
+        watches: Sequence[Watch],
+        mend: Callable[[], Awaitable[int]],
+        compare: Callable[[], Awaitable[Sequence[str]]] | None = None,
+        ready: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
-        self._dataplane = dataplane
+        self._name = name
         self._repairs = repairs
-        self._also = also
+        self._patience = repairs.patience.setdefault(name, Patience())
+        self._watches = watches
+        self._mend = mend
+        self._compare = compare
+        self._ready = ready
         self._pending: Drift | None = None
         self._told = asyncio.Event()
 
     async def run(self) -> None:
-        """Watch, compare now and then, and repair, until cancelled."""
+        """Watch, compare now and then, and put right, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch())
-            tasks.create_task(self._compare())
+            for watch in self._watches:
+                tasks.create_task(self._watch(watch))
+            if self._compare is not None:
+                tasks.create_task(self._look_at_everything(self._compare))
             tasks.create_task(self._repair())
 
-    async def _watch(self) -> None:
-        driver = self._dataplane.driver
-        if not isinstance(driver, Watching):
-            return
+    async def _watch(self, watch: Watch) -> None:
+        said = ""
         while True:
             try:
-                async for drift in driver.drifts():
+                async for drift in watch():
                     self._note(drift)
-            except OSError as error:
-                why = f"{error.strerror}: only comparing finds out"
-                log.warning("changes by others are not told", mode=self._dataplane.mode, why=why)
+            except (OSError, DataplaneError) as error:
+                why = f"{error}: only comparing finds out"
+                if why != said:
+                    log.warning("changes by others are not told", of=self._name, why=why)
+                said = why
+            else:
+                return  # there is nothing to watch
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _compare(self) -> None:
+    async def _look_at_everything(self, compare: Callable[[], Awaitable[Sequence[str]]]) -> None:
         """Compare everything now and then. What differs is repaired as if it had been told."""
+        took = 0.0
         while True:
-            await asyncio.sleep(COMPARE_SECONDS)
+            await asyncio.sleep(min(max(OFTEN_SECONDS, COMPARE_REST * took), SELDOM_SECONDS))
+            started = time.monotonic()
             try:
-                differences = (await self._dataplane.differences()).splitlines()
+                differences = await compare()
+                took = time.monotonic() - started
             except DataplaneError as error:
-                log.warning("not compared", mode=self._dataplane.mode, why=str(error))
+                log.warning("not compared", of=self._name, why=str(error))
                 continue
             if differences:
-                self._note(Drift(tuple(differences[:MOST_TOLD]), ""))
+                self._note(Drift(tuple(differences[:MOST_TOLD])))
 
     def _note(self, drift: Drift) -> None:
         if self._pending is not None:
@@ -151,24 +201,49 @@ class Repair:
         self._told.set()
 
     async def _repair(self) -> None:
-        await self._dataplane.in_step.wait()
+        if self._ready is not None:
+            await self._ready()
+        in_vain = 0
         while True:
             await self._told.wait()
             assert self._pending is not None
-            pause = self._repairs.pause(self._pending.by)
+            pause = self._patience.pause(self._pending.by)
             if pause:
-                log.warning("changed again and again", by=self._pending.by, wait=pause)
+                log.warning(
+                    "changed again and again", of=self._name, by=self._pending.by, wait=pause
+                )
                 await asyncio.sleep(pause)
             drift, self._pending = self._pending, None
             self._told.clear()
+            started = time.monotonic()
             try:
-                if self._also is not None:
-                    await self._also()
-                objects = await self._dataplane.repair()
-            except DataplaneError as error:  # the dataplane tries its own again
-                log.warning("not repaired yet", why=str(error))
+                objects = await self._mend()
+            except DataplaneError as error:
+                log.warning("not repaired yet", of=self._name, why=str(error))
                 self._note(drift)
                 await asyncio.sleep(FIRST_PAUSE_SECONDS)
                 continue
+            in_vain = 0 if objects else in_vain + 1
             if objects:
-                self._repairs.done(drift, objects)
+                self._patience.note(drift.by)
+                self._repairs.done(self._name, drift, objects)
+            elif in_vain > PATIENT_LOOKS:
+                took = time.monotonic() - started
+                await asyncio.sleep(min(REST * took, LONGEST_PAUSE_SECONDS))
+
+
+def guard(dataplane: Dataplane, skeleton: Skeleton, repairs: Repairs) -> Repair:
+    """Return the repair of a dataplane, and of the skeleton that it needs."""
+
+    async def mend() -> int:
+        put_back = 0 if dataplane.mode in WITH_SKELETON else await skeleton.mend()
+        return put_back + await dataplane.repair()
+
+    async def compare() -> Sequence[str]:
+        if isinstance(driver, Mending) and dataplane.program is not None:
+            return await driver.differing(dataplane.program)
+        return (await dataplane.differences()).splitlines()
+
+    driver = dataplane.driver
+    watches = driver.watches() if isinstance(driver, Watching) else ()
+    return Repair(dataplane.mode, repairs, watches, mend, compare, dataplane.in_step.wait)

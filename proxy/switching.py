@@ -21,7 +21,7 @@ from vipd.proxy.dataplane import Dataplane
 from vipd.proxy.draining import Draining, now
 from vipd.proxy.errors import ControlError, DataplaneError, Unsupported
 from vipd.proxy.programming import Programming
-from vipd.proxy.repair import Repair, Repairs
+from vipd.proxy.repair import Repairs, guard
 from vipd.proxy.status import DrainView, SwitchReport
 from vipd.proxy.switch import Action, Drain, Event, Record
 from vipd.proxy.sync import Sync
@@ -226,9 +226,9 @@ class Switching:
 
     def _start(self, dataplane: Dataplane) -> None:
         self._sync.add(dataplane)
-        also = None if dataplane.mode in WITH_SKELETON else self._skeleton.ensure
-        repair = Repair(dataplane, self.repairs, also)
-        self._guards[dataplane.mode] = self._spawn(repair.run())
+        self._guards[dataplane.mode] = self._spawn(
+            guard(dataplane, self._skeleton, self.repairs).run()
+        )
         task = asyncio.ensure_future(dataplane.run())
         self._running[dataplane.mode] = task
         task.add_done_callback(lambda ended: self._ended(dataplane, ended))

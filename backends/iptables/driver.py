@@ -30,12 +30,16 @@ from vipd.backends.iptables.observed import Observed, decode
 from vipd.backends.iptables.pipeline import FORWARD, JUMPS, LIVE, POSTROUTING, SETS
 from vipd.backends.iptables.plan import IptablesPlan, TableWork, restore
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
+from vipd.backends.tally import Tally
+from vipd.backends.watching import Watch
 from vipd.backends.xtables import RejectedAt, Tools, Variant, Xtables, program
+from vipd.backends.xtables_watching import Hook, XtablesWatching
 from vipd.proxy.errors import Busy, DataplaneError, Rejected, Unsupported
 from vipd.proxy.names import Family
 from vipd.proxy.settings import DataplaneSettings
 from vipd.proxy.virtualserver import Key, VirtualServer
 
+_HOOKS = [Hook(one.table, one.chain, one.to) for one in JUMPS]
 LARGEST_SET = 1 << 20
 """Entries that a set can have; the kernel allocates as they come."""
 
@@ -89,6 +93,12 @@ class IptablesDriver:
         """How many rules the last commit wrote into each table."""
         self._largest_set = largest_set
         self._order = asyncio.Lock()
+        self._tally = Tally()
+
+    def watches(self) -> Sequence[Watch]:
+        """Return the watches over our chains, the jumps to them, and our sets."""
+        names = [set_name(name, family) for family in Family for name in SETS]
+        return XtablesWatching(self.tools, self._tally, _HOOKS, names, self._order).watches()
 
     @property
     def lock_waits(self) -> int:
@@ -112,7 +122,15 @@ class IptablesDriver:
                     held = await self.sets.entries(set_name(name, family))
                     if held is not None:
                         sets[family, name] = held
-        return decode(dict(zip(places, texts, strict=True)), sets) or None
+        seen = decode(dict(zip(places, texts, strict=True)), sets)
+        self._tally.observed(
+            {
+                place: {name: len(one.targets) for name, one in chains.items()}
+                for place, chains in seen.chains.items()
+            },
+            {set_name(name, family): len(held) for (family, name), held in sets.items()},
+        )
+        return seen or None
 
     async def commit(self, plan: IptablesPlan) -> Committed:
         """Do the plan, each table at once. Plans follow each other in the order they came."""
@@ -196,6 +214,7 @@ class IptablesDriver:
             for of, name in work.sets:
                 if of is family:
                     await self.sets.create(self._spec(name, family))
+                    self._tally.made_set(set_name(name, family))
             await self._add(plan, family, (name for name in SETS if name not in LIVE))
         for family in families:
             for table in TABLES:
@@ -209,7 +228,7 @@ class IptablesDriver:
             for name in reversed(SETS):
                 entries = work.delete.get((family, name))
                 if entries:
-                    failed = await self.sets.delete(set_name(name, family), entries)
+                    failed = await self._delete(set_name(name, family), entries)
                     for entry, error in failed.items():
                         log.warning("an entry stays", entry=entry, why=str(error))
 
@@ -221,7 +240,7 @@ class IptablesDriver:
             entries = plan.work.add.get((family, name))
             if not entries:
                 continue
-            failed = await self.sets.add(set_name(name, family), entries)
+            failed = await self._put(set_name(name, family), entries)
             for entry, error in failed.items():
                 keys = plan.owners(Element(name, entry), family)
                 if not keys:
@@ -237,7 +256,27 @@ class IptablesDriver:
             for (family, table), change in work.tables.items():
                 await self._restore(family, table, change)
         for (family, name), entries in work.delete.items():
-            await self.sets.delete(set_name(name, family), entries)
+            await self._delete(set_name(name, family), entries)
+
+    async def _put(self, name: str, entries: list[str]) -> dict[str, DataplaneError]:
+        """Add entries to a set; return those that were not taken."""
+        try:
+            failed = await self.sets.add(name, entries)
+        except DataplaneError:
+            self._tally.doubt_set(name)
+            raise
+        self._tally.added(name, entries, failed)
+        return failed
+
+    async def _delete(self, name: str, entries: list[str]) -> dict[str, DataplaneError]:
+        """Delete entries from a set; return those that stay."""
+        try:
+            failed = await self.sets.delete(name, entries)
+        except DataplaneError:
+            self._tally.doubt_set(name)
+            raise
+        self._tally.deleted(name, entries, failed)
+        return failed
 
     async def _write(
         self, plan: IptablesPlan, family: Family, table: str, change: TableWork
@@ -325,7 +364,14 @@ class IptablesDriver:
         if jumped:
             lines[-1:-1] = [f"-C {one.chain} {one.rule}" for one in JUMPS if one.table == table]
         text = "".join(f"{line}\n" for line in lines)
-        await self.tools.restore(family, text, variant=variant)
+        try:
+            await self.tools.restore(family, text, variant=variant)
+        except DataplaneError:
+            self._tally.doubt((family, table))
+            raise
+        if variant in (None, await self.tools.variant()):
+            written = {one.name: len(one.rules) for one in work.write}
+            self._tally.wrote((family, table), written, work.remove)
 
     async def _families(self) -> list[Family]:
         """Return the families for which there are tools."""

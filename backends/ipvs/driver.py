@@ -15,8 +15,9 @@ from typing import TypeVar
 
 import structlog
 
+from vipd.backends import removed_routes
 from vipd.backends.counts import Take
-from vipd.backends.ipvs import counters, probe
+from vipd.backends.ipvs import counters, probe, watching
 from vipd.backends.ipvs import work as batches
 from vipd.backends.ipvs.departing import Connections, Departing
 from vipd.backends.ipvs.firewall import Firewall
@@ -38,10 +39,12 @@ from vipd.backends.ipvs.observed import Observed, record
 from vipd.backends.ipvs.plan import IpvsPlan, Prologue, Unit
 from vipd.backends.ipvs.rules import GUARD
 from vipd.backends.ipvs.settings import CONNTRACK, version, wanted
+from vipd.backends.ipvs.watching import Services
 from vipd.backends.ipvs.work import Work
 from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.sysctl import Setting, Sysctls
+from vipd.backends.watching import Watch
 from vipd.proxy.errors import DataplaneError, Rejected, Unsupported
 from vipd.proxy.names import Family, family_of
 from vipd.proxy.settings import DataplaneSettings
@@ -79,6 +82,15 @@ class IpvsDriver:
         self._order = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
         self._prepared = False
+        self._services = Services()
+
+    def watches(self) -> Sequence[Watch]:
+        """Return the watches over services, rules, sets and routes of ours."""
+        return (
+            *self._firewall.watches(self._order),
+            lambda: watching.drifts(self._kernel, self._services, self._order),
+            lambda: removed_routes.drifts(ROUTE_PROTOCOL),
+        )
 
     @property
     def lock_waits(self) -> int:
@@ -108,6 +120,8 @@ class IpvsDriver:
             things[service] = services[service]
             for counted in held.get(service, ()):
                 things[Destination(service, counted.address, counted.port)] = counted.weight
+        self._firewall.observed(rules, members, sets)
+        self._services.observed(things)
         foreign = frozenset(services.keys() - ours)
         if not (things or foreign or rules or sets):
             return None
@@ -253,7 +267,14 @@ class IpvsDriver:
             log.warning("not removed", what=str(one), why=str(error))
 
     async def _ipvs(self, operations: Iterable[Operation]) -> dict[Operation, DataplaneError]:
-        return await _aside(self._kernel.ipvs, list(operations))
+        wanted_ones = list(operations)
+        try:
+            failed = await _aside(self._kernel.ipvs, wanted_ones)
+        except DataplaneError:
+            self._services.doubt()
+            raise
+        self._services.done(wanted_ones, failed)
+        return failed
 
     async def _routes(self, operations: Iterable[Operation]) -> dict[Operation, DataplaneError]:
         wanted = {

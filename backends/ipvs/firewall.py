@@ -4,19 +4,29 @@ Lives here: what the tools are told (backends/ipset.py, backends/xtables.py run 
 decide what should be there (plan.py, rules.py).
 """
 
+import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from vipd.backends.ipset import IpSets, SetSpec
 from vipd.backends.ipvs.objects import DELETE, SETS, Member, Operation, set_name
 from vipd.backends.ipvs.observed import Place
-from vipd.backends.ipvs.rules import OUR_CHAINS, TABLES, Chain
+from vipd.backends.ipvs.rules import OUR_CHAINS, TABLES, Chain, chains
+from vipd.backends.tally import Tally
+from vipd.backends.watching import Watch
 from vipd.backends.xtables import Xtables
+from vipd.backends.xtables_watching import Hook, XtablesWatching
 from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Family
+from vipd.proxy.virtualserver import NodeNetwork
 
 MOST_ELEMENTS = 1 << 20
 _RULE = re.compile(r"-A (\S+) .*?--comment (?:\"([^\"]*)\"|(\S+))")
+_HOOKS = [
+    Hook(chain.table, hook, chain.name)
+    for chain in chains(Family.IPV4, NodeNetwork())
+    for hook, _ in chain.hooks
+]
 Hooked = tuple[Family, str, str, str]
 """Family, table, built-in chain and comment of a rule that leads to a chain of ours."""
 
@@ -27,6 +37,33 @@ class Firewall:
     def __init__(self, inherited: Sequence[int] = ()) -> None:
         self._sets = IpSets()
         self._tables = Xtables(inherited=inherited)
+        self._tally = Tally()
+
+    def watches(self, order: asyncio.Lock) -> Sequence[Watch]:
+        """Return the watches over our chains, the jumps to them, and our sets.
+
+        `order` is held by whoever changes any of it.
+        """
+        names = [set_name(family, name) for family in Family for name in SETS]
+        return XtablesWatching(self._tables, self._tally, _HOOKS, names, order).watches()
+
+    def observed(
+        self,
+        rules: Mapping[Place, Sequence[str]],
+        members: Iterable[Member],
+        sets: Iterable[tuple[Family, str]],
+    ) -> None:
+        """Begin anew to count what there is, from what was listed."""
+        counted: dict[tuple[Family, str], dict[str, int]] = {
+            (family, table): {} for family in Family for table in TABLES
+        }
+        for (family, table, name), told in rules.items():
+            if name in OUR_CHAINS:
+                counted[family, table][name] = len(told)
+        counts = {set_name(*one): 0 for one in sets}
+        for one in members:
+            counts[set_name(one.family, one.set)] += 1
+        self._tally.observed(counted, counts)
 
     @property
     def lock_waits(self) -> int:
@@ -38,6 +75,7 @@ class Firewall:
         for family, name in wanted:
             spec = SetSpec(set_name(family, name), SETS[name], family, MOST_ELEMENTS)
             await self._sets.create(spec)
+            self._tally.made_set(spec.name)
 
     async def members(self, operations: Iterable[Operation]) -> dict[Operation, DataplaneError]:
         """Add and delete elements, each set in one go; return what was not taken."""
@@ -46,11 +84,18 @@ class Firewall:
             if isinstance(one.thing, Member):
                 place = (one.thing.family, one.thing.set, one.verb is DELETE)
                 by_set.setdefault(place, {})[one.thing.text] = one
-        failed = {}
+        failed: dict[Operation, DataplaneError] = {}
         for (family, name, gone), texts in by_set.items():
+            whole = set_name(family, name)
             change = self._sets.delete if gone else self._sets.add
-            for text, error in (await change(set_name(family, name), texts)).items():
-                failed[texts[text]] = error
+            count = self._tally.deleted if gone else self._tally.added
+            try:
+                refused = await change(whole, texts)
+            except DataplaneError:
+                self._tally.doubt_set(whole)
+                raise
+            count(whole, texts, refused)
+            failed |= {texts[text]: error for text, error in refused.items()}
         return failed
 
     async def listed_members(
@@ -78,8 +123,10 @@ class Firewall:
     ) -> None:
         """Make chains hold exactly their rules and hook each in once, one commit for each table."""
         by_table: dict[tuple[Family, str], list[str]] = {}
+        counts: dict[tuple[Family, str], dict[str, int]] = {}
         there = set(hooked)
         for family, chain in wanted:
+            counts.setdefault((family, chain.table), {})[chain.name] = len(chain.rules)
             lines = by_table.setdefault((family, chain.table), [])
             lines.insert(0, f":{chain.name} - [0:0]")
             lines += [rule.line(chain.name) for rule in chain.rules]
@@ -89,7 +136,12 @@ class Firewall:
                 if (family, chain.table, hook, rule.comment) not in there
             ]
         for (family, table), lines in by_table.items():
-            await self._restore(family, table, lines)
+            try:
+                await self._restore(family, table, lines)
+            except DataplaneError:
+                self._tally.doubt((family, table))
+                raise
+            self._tally.wrote((family, table), counts[family, table])
 
     async def listed_rules(self) -> dict[Place, tuple[str, ...]]:
         """Return the comments of our rules, by family, table and chain."""
@@ -115,15 +167,16 @@ class Firewall:
         for family in Family:
             for table in TABLES:
                 listing = await self._save(family, table)
-                chains = [name for line in listing if (name := _declared(line)) in going]
+                there = [name for line in listing if (name := _declared(line)) in going]
                 lines = [
                     f"-D {line.removeprefix('-A ')}"
                     for line in listing
                     if _target(line) in going and line.split()[1] not in going
                 ]
-                lines += [f"-F {one}" for one in chains] + [f"-X {one}" for one in chains]
+                lines += [f"-F {one}" for one in there] + [f"-X {one}" for one in there]
                 if lines:
                     await self._restore(family, table, lines)
+                    self._tally.wrote((family, table), {}, there)
 
     async def _save(self, family: Family, table: str) -> list[str]:
         return (await self._tables.save(family, table)).splitlines()

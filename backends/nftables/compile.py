@@ -103,17 +103,35 @@ def entry(virtual_server: VirtualServer, before: Entry | None = None) -> Entry:
 
 def elements(one: Entry) -> list[Element]:
     """Return every element that belongs to this virtual server alone, data before verdicts."""
+    if one.virtual_server.affinity_seconds is not None:
+        return other_elements(one)
+    key = key_text(one.virtual_server.key)
+    name = f"{prefix_of(one.virtual_server)}endpoints"
+    targets = [
+        Element(name, f"{key} . {classid(slot)}", _target(endpoint))
+        for slot, endpoint in numbered(one)
+    ]
+    return targets + other_elements(one)
+
+
+def numbered(one: Entry) -> Iterator[tuple[int, Endpoint]]:
+    """Yield each slot with its endpoint, of both lists."""
+    yield from enumerate(one.cluster, 1)
+    yield from enumerate(one.local, LOCAL_SLOTS + 1)
+
+
+def prefix_of(server: VirtualServer) -> str:
+    """Return what the names of its containers begin with."""
+    return "" if server.key.address is not None else "node-port-"
+
+
+def other_elements(one: Entry) -> list[Element]:
+    """Return its elements but for those that lead from a slot to an endpoint without affinity."""
     server = one.virtual_server
     key = key_text(server.key)
-    prefix = "" if server.key.address is not None else "node-port-"
+    prefix = prefix_of(server)
     made: list[Element] = []
-    if server.affinity_seconds is None:
-        for first, slots in ((1, one.cluster), (LOCAL_SLOTS + 1, one.local)):
-            made += [
-                Element(f"{prefix}endpoints", f"{key} . {classid(slot)}", _target(endpoint))
-                for slot, endpoint in enumerate(slots, first)
-            ]
-    else:
+    if server.affinity_seconds is not None:
         for first, slots in ((1, one.cluster), (LOCAL_SLOTS + 1, one.local)):
             made += _identified(f"{prefix}endpoint", key, first, slots)
     if server.masquerade is Masquerade.ALWAYS:

@@ -5,6 +5,7 @@ Only the tables of objects.py are ever listed or changed.
 """
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 
@@ -12,15 +13,16 @@ import msgspec
 import structlog
 
 from vipd.backends.counts import Take
-from vipd.backends.nftables import counters, probe, watching
-from vipd.backends.nftables.compile import Shared
+from vipd.backends.nftables import counters, mending, probe, watching
+from vipd.backends.nftables.compile import Program, Shared
+from vipd.backends.nftables.notified import SKELETONS, Ours
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
 from vipd.backends.nftables.pipeline import GENERATION, GENERATION_MASK, REFUSING
 from vipd.backends.nftables.plan import NftPlan, Unit, discard, transaction
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
-from vipd.backends.watching import Drift
+from vipd.backends.watching import Watch
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Key, VirtualServer
@@ -30,6 +32,8 @@ LARGEST_TRANSACTION = 10_000
 about 1 kB of memory for each element."""
 AT_ONCE = 2
 """Runs of nft side by side."""
+
+_OURS = Ours(frozenset((word, TABLE) for word in FAMILY_WORD.values()) | SKELETONS)
 
 log = structlog.get_logger()
 
@@ -48,9 +52,9 @@ class NftablesDriver:
         self._order = asyncio.Lock()
         self._places = asyncio.Semaphore(AT_ONCE)
 
-    def drifts(self) -> AsyncIterator[Drift]:
-        """Yield changes of our tables that another process made."""
-        return watching.drifts()
+    def watches(self) -> Sequence[Watch]:
+        """Return the watch over our tables."""
+        return (lambda: watching.drifts(_OURS),)
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""
@@ -90,14 +94,34 @@ class NftablesDriver:
         does itself takes longer than the kernel's part. A plan that declares something runs alone,
         because those after it use what it declares.
         """
-        needed = AT_ONCE if plan.prologue else 1
+        async with self._running(AT_ONCE if plan.prologue else 1):
+            return await self._commit(plan)
+
+    async def mend(self, program: Program) -> int:
+        """Put right what the kernel has otherwise than a program that was committed (see Mending).
+
+        Raise DataplaneError.
+        """
+        async with self._running(AT_ONCE):
+            return await mending.mend(self._nft, program)
+
+    async def differing(self, program: Program) -> Sequence[str]:
+        """Return what the kernel has otherwise than a program that was committed, in words.
+
+        Raise DataplaneError.
+        """
+        async with self._running(AT_ONCE):
+            return (await asyncio.to_thread(mending.difference, program)).what
+
+    @contextlib.asynccontextmanager
+    async def _running(self, places: int) -> AsyncIterator[None]:
         held = 0
         try:
             async with self._order:
-                while held < needed:
+                while held < places:
                     await self._places.acquire()
                     held += 1
-            return await self._commit(plan)
+            yield
         finally:
             for _ in range(held):
                 self._places.release()

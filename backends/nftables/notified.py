@@ -1,4 +1,4 @@
-"""What the kernel tells of changes to its nftables: who changed which of our tables.
+"""What the kernel tells of changes to its nftables: who changed what of ours.
 
 Lives here: the messages of nfnetlink's group for nftables, read. Must not: receive them
 (watching.py). Source: net/netfilter/nf_tables_api.c, Linux 6.1: nf_tables_commit sends one message
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
+from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON
 from vipd.proxy.names import Family
 
 MOST_TOLD = 8
@@ -39,12 +39,31 @@ _VERBS = {
     22: "flowtable added",
     24: "flowtable deleted",
 }
+_RULE_DELETED = 8
 _PROCESS, _NAME = 2, 3
-_FAMILIES = {2: FAMILY_WORD[Family.IPV4], 10: FAMILY_WORD[Family.IPV6]}
+_FAMILIES = {1: "inet", 2: FAMILY_WORD[Family.IPV4], 10: FAMILY_WORD[Family.IPV6]}
+MOST_BESIDE = 32
+"""Chains of the host's that are remembered of one transaction; there are a dozen that matter."""
+
+TableName = tuple[str, str]
+"""Family word and name of a table."""
+SKELETONS = frozenset((word, SKELETON) for word in FAMILY_WORD.values())
+
+
+class Ours(Struct, frozen=True):
+    """What of nftables is ours.
+
+    `tables` are ours as a whole. In the tables `shared`, chains are ours whose names begin with
+    `prefix`, and rules of other chains may lead to them.
+    """
+
+    tables: frozenset[TableName]
+    shared: frozenset[TableName] = frozenset()
+    prefix: str = ""
 
 
 class Transaction(Struct, frozen=True):
-    """A change that was committed, as far as our tables go; empty `touched`: not at all."""
+    """A change that was committed, as far as what is ours goes."""
 
     port: int
     """Of the netlink socket: as a rule the process id, as the process itself sees it."""
@@ -52,13 +71,19 @@ class Transaction(Struct, frozen=True):
     """Its id as the kernel counts, which is another one inside a container."""
     name: str
     touched: tuple[str, ...]
+    """What of ours it changed."""
+    beside: tuple[tuple[str, str, str], ...] = ()
+    """Chains of others in shared tables that lost a rule: family word, table, chain. Newer kernels
+    do not tell which rule it was (nf_tables_fill_rule_info, 6.3)."""
 
 
 class Notified:
     """Puts messages together to transactions."""
 
-    def __init__(self) -> None:
+    def __init__(self, ours: Ours) -> None:
+        self._ours = ours
         self._touched: dict[str, None] = {}
+        self._beside: dict[tuple[str, str, str], None] = {}
         self._datagrams = 0
 
     def feed(self, datagram: bytes) -> Iterator[Transaction]:
@@ -72,29 +97,39 @@ class Notified:
                     _number(found.get(_PROCESS, b"")),
                     _text(found.get(_NAME, b"")),
                     tuple(self._touched),
+                    tuple(self._beside),
                 )
-                self._touched, self._datagrams = {}, 0
+                self.lost()
                 continue
             if kind in _VERBS:
-                self._note(_VERBS[kind], family, attributes)
+                self._note(kind, family, attributes)
             if self._datagrams > MOST_READ:
                 break
 
     def lost(self) -> None:
         """Note that datagrams were lost: what was put together so far is of no use."""
-        self._touched, self._datagrams = {}, 0
+        self._touched, self._beside, self._datagrams = {}, {}, 0
 
-    def _note(self, verb: str, family: str, attributes: bytes) -> None:
-        """Remember a change of one of our tables. The first two attributes are the names.
+    def _note(self, kind: int, family: str, attributes: bytes) -> None:
+        """Remember a change of ours. The first two attributes are the names.
 
         They are in every message of this kind (nf_tables_fill_*_info put them first).
         """
         if len(self._touched) >= MOST_TOLD:
             return
         texts = [_text(value) for _, value in _first_two(attributes)]
-        if texts and texts[0] in (TABLE, SKELETON):
+        if not texts:
+            return
+        ours, table = self._ours, (family, texts[0])
+        verb = _VERBS[kind]
+        if table in ours.tables:
             names = texts[:1] if verb.startswith("table") else texts
             self._touched[f"{verb} {family} {' '.join(names)}"] = None
+        elif table in ours.shared and len(texts) == 2 and not verb.startswith("table"):
+            if texts[1].startswith(ours.prefix):
+                self._touched[f"{verb} {family} {' '.join(texts)}"] = None
+            elif kind == _RULE_DELETED and len(self._beside) < MOST_BESIDE:
+                self._beside[family, texts[0], texts[1]] = None
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[int, int, str, bytes]]:

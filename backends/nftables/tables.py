@@ -1,7 +1,7 @@
-"""Which tables nftables has, asked of the kernel itself.
+"""What nftables has, asked of the kernel itself: tables, comments of sets and rules, elements.
 
-Lives here: that one listing. `nft list tables` reads the whole rule set first: 0.4 s and 70 MB with
-70,000 elements (nft 1.0.6), where this is one answer of some hundred bytes.
+Lives here: those listings. `nft list tables` reads the whole rule set first: 0.4 s and 70 MB
+with 70,000 elements (nft 1.0.6), where this is one answer of some hundred bytes.
 Source: include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h, Linux 6.1.
 """
 
@@ -9,13 +9,23 @@ import errno
 import struct
 
 from vipd.backends import netlink
-from vipd.backends.netlink import DUMP, HEADER, REQUEST, attributes
-from vipd.proxy.errors import DataplaneError, Unsupported
+from vipd.backends.netlink import DUMP, HEADER, REQUEST, attribute, attributes
+from vipd.backends.nftables import raw
+from vipd.backends.nftables.raw import Held
+from vipd.proxy.errors import DataplaneError, OutOfStep, Unsupported
 
 _GET_TABLE = 10 << 8 | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_GET_RULE = 10 << 8 | 7  # NFT_MSG_GETRULE
 _NAME = 1  # NFTA_TABLE_NAME
+_GET_SET = 10 << 8 | 10  # NFT_MSG_GETSET
+_RULE_TABLE, _RULE_CHAIN, _RULE_DATA = 1, 2, 7
+_SET_TABLE, _SET_NAME, _SET_DATA = 1, 2, 13
+_RULE_COMMENT, _SET_COMMENT = 0, 7
+"""In what nft stores beside rules and sets (libnftnl/udata.h)."""
+_GENERAL = 20
 _ANY_FAMILY = struct.pack("=BBH", 0, 0, 0)
 _WORDS = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_NUMBERS = {word: number for number, word in _WORDS.items()}
 _NO_NF_TABLES = (errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT, errno.ENOENT)
 
 
@@ -33,7 +43,75 @@ def listed() -> set[tuple[str, str]]:
     return {_table(one) for one in answers}
 
 
+def rules(word: str, table: str, chain: str) -> list[bytes]:
+    """Return the rules of a chain as the kernel tells them; none where there is no such chain.
+
+    Raise DataplaneError.
+    """
+    chosen = attribute(_RULE_TABLE, f"{table}\0".encode())
+    return _dumped(_GET_RULE, word, chosen + attribute(_RULE_CHAIN, f"{chain}\0".encode()))
+
+
+def comments_of_rules(word: str, table: str) -> dict[str, tuple[str, ...]]:
+    """Return the comments of the rules of each chain of a table; chains without rules are not in
+    it. Raise DataplaneError.
+    """
+    found: dict[str, list[str]] = {}
+    for answer in _dumped(_GET_RULE, word, attribute(_RULE_TABLE, f"{table}\0".encode())):
+        told = dict(attributes(answer, _GENERAL))
+        if _text(told.get(_RULE_TABLE, b"")) == table:
+            chain = found.setdefault(_text(told.get(_RULE_CHAIN, b"")), [])
+            chain.append(_comment(told.get(_RULE_DATA, b""), _RULE_COMMENT))
+    return {name: tuple(comments) for name, comments in found.items()}
+
+
+def comments_of_sets(word: str, table: str) -> dict[str, str]:
+    """Return the comments of the named sets and maps of a table. Raise DataplaneError."""
+    found = {}
+    for answer in _dumped(_GET_SET, word, attribute(_SET_TABLE, f"{table}\0".encode())):
+        told = dict(attributes(answer, _GENERAL))
+        if _text(told.get(_SET_TABLE, b"")) == table:
+            found[_text(told.get(_SET_NAME, b""))] = _comment(
+                told.get(_SET_DATA, b""), _SET_COMMENT
+            )
+    return found
+
+
+def elements(family: int, table: str, container: str) -> Held:
+    """Return the elements of a set or map; none where there is no such. Raise DataplaneError."""
+    try:
+        with netlink.netfilter() as socket:
+            return raw.held(socket.ask(raw.listing(family, table, container)))
+    except OutOfStep:
+        return {}
+
+
+def _dumped(asked: int, word: str, said: bytes) -> list[bytes]:
+    said = struct.pack("=BBH", _NUMBERS[word], 0, 0) + said
+    asking = HEADER.pack(HEADER.size + len(said), asked, REQUEST | DUMP, 0, 0) + said
+    try:
+        with netlink.netfilter() as socket:
+            return socket.ask(asking)
+    except OutOfStep:
+        return []
+
+
+def _comment(data: bytes, wanted: int) -> str:
+    """Return the comment in what nft has stored beside a rule or set: type, length, value."""
+    at = 0
+    while at + 2 <= len(data):
+        kind, length = data[at], data[at + 1]
+        if kind == wanted:
+            return _text(data[at + 2 : at + 2 + length])
+        at += 2 + length
+    return ""
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
 def _table(answer: bytes) -> tuple[str, str]:
     family = answer[HEADER.size]
-    name = dict(attributes(answer, HEADER.size + len(_ANY_FAMILY))).get(_NAME, b"")
-    return _WORDS.get(family, str(family)), name.rstrip(b"\0").decode(errors="replace")
+    name = dict(attributes(answer, _GENERAL)).get(_NAME, b"")
+    return _WORDS.get(family, str(family)), _text(name)

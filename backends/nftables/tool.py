@@ -5,14 +5,13 @@ not: know what a transaction is about (driver.py, backends/skeleton.py).
 """
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 
 from vipd.backends.nftables import tables
+from vipd.backends.runs import RUNS
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult, Unsupported
 
 INSTALL = "install Debian's package nftables (1.0.1 or newer)"
@@ -27,35 +26,6 @@ _TRANSIENT = (
 """What errno texts say that the same transaction may work later."""
 PATIENCE_SECONDS = 300.0
 """How long one run of nft may take before it is killed; 250,000 elements take about 4 s."""
-
-
-class Runs:
-    """The last runs of nft by this process: the kernel's notifications name who made a change."""
-
-    def __init__(self) -> None:
-        self._processes: deque[int] = deque(maxlen=256)
-        self._starting = 0
-        self._started = asyncio.Event()
-
-    @contextlib.asynccontextmanager
-    async def starting(self) -> AsyncIterator[Callable[[int], None]]:
-        """Give what is to be called with the process id, as soon as that is known."""
-        self._starting += 1
-        try:
-            yield self._processes.append
-        finally:
-            self._starting -= 1
-            self._started.set()
-
-    async def include(self, *processes: int) -> bool:
-        """Whether one of these is a run of ours; of one that starts the id is waited for."""
-        while self._processes.count(processes[0]) == 0 and self._starting:
-            self._started.clear()
-            await self._started.wait()
-        return any(one in self._processes for one in processes)
-
-
-RUNS = Runs()
 
 
 class Nft:

@@ -1,31 +1,39 @@
-"""Watching our tables: the kernel tells of every change, and by whom.
+"""Watching nftables: the kernel tells of every change, and by whom.
 
 Lives here: the socket. Must not: know what is done about it (proxy/repair.py).
 """
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import socket
-import struct
 from collections.abc import AsyncIterator
 
-from vipd.backends.nftables import tool
-from vipd.backends.nftables.notified import Notified
+from vipd.backends import netlink
+from vipd.backends.nftables.notified import Notified, Ours, Transaction
+from vipd.backends.runs import RUNS
 from vipd.backends.watching import Drift
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _GROUP = 7  # NFNLGRP_NFTABLES
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-_SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 33, 26
+_SO_RCVBUFFORCE = 33
 _BUFFER = 4 << 20
 _LARGEST = 1 << 17
+_NEW_ELEMENT = 10 << 8 | 12
+LOST = "notifications were lost"
 
 
-async def drifts() -> AsyncIterator[Drift]:
-    """Yield changes of our tables that another process made, as they happen."""
-    notified = Notified()
+async def drifts(ours: Ours) -> AsyncIterator[Drift]:
+    """Yield changes of ours that another process made, as they happen."""
+    async for one in transactions(ours):
+        if one.touched:
+            yield Drift(one.touched, one.name, one.process)
+
+
+async def transactions(ours: Ours) -> AsyncIterator[Transaction]:
+    """Yield what another process committed that touches ours, or host chains that lead to ours."""
+    notified = Notified(ours)
     with _subscribed() as watching:
         loop = asyncio.get_running_loop()
         while True:
@@ -35,33 +43,12 @@ async def drifts() -> AsyncIterator[Drift]:
                 if error.errno != errno.ENOBUFS:
                     raise
                 notified.lost()
-                yield Drift(("notifications were lost",), "")
+                yield Transaction(0, 0, "", (LOST,))
                 continue
             for one in notified.feed(datagram):
-                if one.touched and not await tool.RUNS.include(one.port, one.process):
-                    yield Drift(one.touched, one.name, one.process)
-
-
-def _without_new_elements(watching: socket.socket) -> None:
-    """Let the kernel drop datagrams that begin with an element that was added (NFT_MSG_NEWSETELEM).
-
-    Our own cold start makes megabytes of them while this process is busy with more. What others
-    add to our sets is found by comparing.
-    """
-    kind = int.from_bytes(struct.pack("=H", 10 << 8 | 12), "big")
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (0x28, 0, 0, 4),  # load the half word at 4: nlmsg_type
-            (0x15, 0, 1, kind),  # equal?
-            (0x06, 0, 0, 0),  # drop
-            (0x06, 0, 0, 0xFFFFFFFF),  # keep
-        )
-    )
-    kept = ctypes.create_string_buffer(program, len(program))
-    watching.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 4, ctypes.addressof(kept))
-    )
+                is_about_ours = one.touched or one.beside
+                if is_about_ours and not await RUNS.include(one.port, one.process):
+                    yield one
 
 
 def _subscribed() -> socket.socket:
@@ -70,7 +57,15 @@ def _subscribed() -> socket.socket:
         watching.setblocking(False)
         with contextlib.suppress(PermissionError):  # without privileges in the first namespace
             watching.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        _without_new_elements(watching)
+        # Datagrams that begin with an element that was added: our own cold start makes megabytes
+        # of them while this process is busy with more. What others add is found by comparing.
+        netlink.let_through(
+            watching,
+            (netlink.LOAD_HALF, 0, 0, netlink.TYPE_AT),
+            (netlink.IS_EQUAL, 0, 1, netlink.as_loaded(_NEW_ELEMENT)),
+            netlink.DROP,
+            netlink.KEEP,
+        )
         watching.bind((0, 0))
         watching.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
     except OSError:

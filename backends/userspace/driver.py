@@ -12,14 +12,17 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from vipd.backends import removed_routes
 from vipd.backends.counts import Take
 from vipd.backends.local_routes import DNS_ROUTE_PROTOCOL, LocalRoutes, Wanted
+from vipd.backends.nftables import watching as nft_watching
+from vipd.backends.nftables.notified import SKELETONS, Ours
 from vipd.backends.nftables.objects import FAMILY_OF_WORD, FAMILY_WORD, elements_command
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
 from vipd.backends.sysctl import Setting, Sysctls
 from vipd.backends.usage import Usage
-from vipd.backends.userspace import messages, probe
+from vipd.backends.userspace import messages, probe, return_path
 from vipd.backends.userspace.assignment import served
 from vipd.backends.userspace.compile import is_shared
 from vipd.backends.userspace.objects import (
@@ -37,6 +40,7 @@ from vipd.backends.userspace.observed import Fixed, Observed, decode
 from vipd.backends.userspace.operations import Operation, UserspacePlan
 from vipd.backends.userspace.policy_routing import ReturnPaths, wrong_settings
 from vipd.backends.userspace.workers import Workers
+from vipd.backends.watching import Watch
 from vipd.proxy.errors import DataplaneError, Rejected, UnknownResult
 from vipd.proxy.names import Address, Family, family_of
 from vipd.proxy.settings import DataplaneSettings
@@ -52,6 +56,10 @@ MIGRATION = Setting(
     "connections that wait for a worker that ends go to another one (Linux 5.14, IPv6 too)",
 )
 _DEFAULT = DataplaneSettings()
+_OURS = Ours(
+    SKELETONS
+    | {(word, table) for word in FAMILY_WORD.values() for table in (TABLE, return_path.TABLE)}
+)
 
 log = structlog.get_logger()
 
@@ -85,6 +93,13 @@ class UserspaceDriver:
         """Addresses whose route could not be removed, which is said once."""
         self._order = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
+
+    def watches(self) -> Sequence[Watch]:
+        """Return the watches over our tables, routes and the policy rule."""
+        return (
+            lambda: nft_watching.drifts(_OURS),
+            lambda: removed_routes.drifts(ROUTE_PROTOCOL, return_path.ROUTE_TABLE),
+        )
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""

@@ -136,7 +136,7 @@ def _sources(families: Families, subjects: Subjects) -> None:
 def _repairs(families: Families, subjects: Subjects) -> None:
     repairs = subjects.switching.repairs
     families.add("vipd_repairs_total", repairs.count)
-    families.add("vipd_repair_pause_seconds", max(list(repairs.patience.values()), default=0.0))
+    families.add("vipd_repair_pause_seconds", max(repairs.waiting().values(), default=0.0))
 
 
 def _kernel(families: Families, subjects: Subjects) -> None:

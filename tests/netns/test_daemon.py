@@ -252,6 +252,22 @@ class TestCrash:
         assert second.outcome("client-1") == "web-2 saw client-1"
         assert spoilt.matches_the_kernel()
 
+    def test_everything_is_flushed_in_the_middle_of_a_commit(
+        self, saboteur: Saboteur, spoilt: Cluster
+    ) -> None:
+        first = spoilt.serve(TCP4, LOCAL)
+        second = Served(spoilt, TCP4, {})
+        second._endpoints = [second.endpoint("web-2")]
+        with saboteur.holding():
+            spoilt.apply(second.slice(), second.manifest())
+            until(lambda: _gate_waiters(saboteur), "a commit waits")
+            spoilt.nft("flush", "ruleset")
+        until(lambda: "repaired" in spoilt.daemon.log_tail(), "it is repaired")
+        spoilt.settled()
+        assert first.outcome("client-1") == f"{LOCAL} saw client-1"
+        assert second.outcome("client-1") == "web-2 saw client-1"
+        assert spoilt.matches_the_kernel()
+
     @pytest.mark.parametrize("moment", ["die-before", "die-after"])
     def test_nft_is_killed(self, saboteur: Saboteur, spoilt: Cluster, moment: str) -> None:
         first = spoilt.serve(TCP4, LOCAL)

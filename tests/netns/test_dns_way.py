@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import dns.exception
@@ -105,14 +106,25 @@ def test_it_comes_with_the_service_comes_back_and_goes_without_a_loss(
     until(lambda: is_answered(lab), "the Service's address is answered")
     until(lambda: not cluster.status().degraded, "and all is well")
     assert local_routes(lab) == [CLUSTER_IP, LINK_LOCAL]
-    # Somebody takes the route; then, told by a signal, all tables.
+    # Somebody takes the route; then the table, and everything.
     route = ["ip", "route", "del", "local", CLUSTER_IP, "dev", "lo", "table", "local"]
     lab.exec("node", [*route, "proto", "117"], check=True)
-    until(lambda: is_answered(lab), "the route is back")
-    cluster.nft("delete", "table", *TABLE)
+    for number, damage in enumerate((["delete", "table", *TABLE], ["flush", "ruleset"]), 2):
+        until(partial(_is_repaired, cluster, number - 1), "it is told and repaired")
+        assert is_answered(lab)
+        assert "notrack" in cluster.nft("list", "ruleset")
+        cluster.nft(*damage)
+    until(partial(_is_repaired, cluster, 3), "it is told and repaired")
+    # By a signal, it is looked at what nobody tells.
     os.kill(cluster.status().pid, signal.SIGHUP)
-    until(lambda: "notrack" in cluster.nft("list", "ruleset"), "the table is back")
+    assert "notrack" in cluster.nft("list", "ruleset")
     _goes_without_a_loss(configured)
+
+
+def _is_repaired(cluster: Cluster, times: int) -> bool:
+    """Whether the way was put right so often because of what the kernel told."""
+    lines = cluster.daemon.log_tail(1000).splitlines()
+    return sum("repaired" in line and "of=dns" in line for line in lines) == times
 
 
 def _goes_without_a_loss(configured: Configured) -> None:

@@ -10,7 +10,10 @@ from tests.properties.kernel import Kernel
 from tests.properties.worlds import difference, program_of, snapshot_of, table_of
 
 from vipd.backends.nftables.backend import NftablesCompiler
+from vipd.backends.nftables.mending import wanted_elements
+from vipd.backends.nftables.objects import Element
 from vipd.backends.nftables.observed import Observed, dump, load
+from vipd.backends.nftables.pipeline import containers
 from vipd.backends.nftables.plan import (
     NftPlan,
     discard,
@@ -20,7 +23,9 @@ from vipd.backends.nftables.plan import (
     transaction,
     without,
 )
+from vipd.backends.nftables.raw import encoded, layout
 from vipd.proxy.events import Event
+from vipd.proxy.names import Family
 from vipd.proxy.resolve import resolve, update
 from vipd.proxy.settings import NodeSettings
 from vipd.proxy.snapshot import fold
@@ -158,3 +163,17 @@ def test_what_is_observed_survives_dump_and_load(
     assert load(dump(expected(program))) == expected(program)
     assert NftablesCompiler().load(NftablesCompiler().dump(program)) == expected(program)
     assert load(dump(Observed())) == Observed()
+
+
+@given(some.clusters(), some.node_settings)
+def test_elements_are_the_same_as_bytes(events: list[Event], settings: NodeSettings) -> None:
+    """What is quick to make for slots is what their text would be."""
+    program = program_of(table_of(events, settings))
+    as_text = expected(program).elements
+    as_bytes = wanted_elements(program)
+    assert as_bytes.keys() == as_text.keys()
+    for family in Family:
+        for container in containers(family):
+            place, of = (family, container.name), layout(container)
+            made = (Element(container.name, *one) for one in as_text[place].items())
+            assert as_bytes[place] == dict(encoded(of, one) for one in made)

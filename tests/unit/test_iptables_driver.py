@@ -18,12 +18,14 @@ from tests.unit.iptables_cases import (
     tell,
 )
 
-from vipd.backends import xtables
+from vipd.backends import ipset_counts, legacy_tables, xtables
 from vipd.backends.iptables.backend import IptablesCompiler
 from vipd.backends.iptables.compile import Program
 from vipd.backends.iptables.driver import IptablesDriver
+from vipd.backends.iptables.objects import set_name
+from vipd.backends.iptables.pipeline import JUMPS
 from vipd.backends.protocol import Committed
-from vipd.backends.xtables import Variant, Xtables
+from vipd.backends.xtables import PREFIX, Variant, Xtables
 from vipd.proxy.errors import Busy, OutOfStep, Rejected, UnknownResult
 from vipd.proxy.model import Algorithm
 from vipd.proxy.names import Family
@@ -92,6 +94,7 @@ def test_changes_lead_where_a_fresh_start_leads(variant: Variant) -> None:
         ):
             plan, program = COMPILER.plan_changes(program, Changes(changes))
             assert (await driver.commit(plan)).rejected == {}
+            assert wrong(driver, variant) == []
             assert await left_to_do(driver, program) == ""
 
     in_namespace(do)
@@ -405,5 +408,44 @@ def test_an_endpoint_keeps_its_memory_over_a_commit(variant: Variant) -> None:
         plan, program = COMPILER.plan_changes(program, Changes({one.key: fewer}))
         await driver.commit(plan)
         assert not kept.exists(), "an endpoint that left remembers nobody"
+
+    in_namespace(do)
+
+
+def wrong(driver: IptablesDriver, variant: Variant) -> list[str]:
+    """Return what a look at the kernel's numbers finds."""
+    tally = driver._tally
+    found = tally.wrong_sets(list(tally.sets), ipset_counts.held())
+    if variant is Variant.NFT:
+        return found  # the kernel tells of its chains
+    for place, chains in tally.chains.items():
+        shape = legacy_tables.shape(*place, PREFIX, {})
+        found += tally.wrong_chains(place, shape.rules)
+        wanted = {(one.chain, one.to) for one in JUMPS if one.table == place[1] and chains}
+        found += [f"jump {one}" for one in sorted(wanted ^ shape.jumps)]
+    return found
+
+
+def test_numbers_tell_that_somebody_changed_something(variant: Variant) -> None:
+    async def do() -> None:
+        driver = IptablesDriver(variant=variant)
+        tell(variant, DOCKER)
+        await set_up(driver, many(3))
+        assert wrong(driver, variant) == []
+        served = set_name("SERVED", Family.IPV4)
+        await driver.sets.delete(served, list(await driver.sets.entries(served) or ())[:1])
+        (told,) = wrong(driver, variant)
+        assert told.startswith(f"set {served}: ")
+        if variant is Variant.NFT:
+            return
+        before = legacy_tables.info(Family.IPV4, "nat")
+        tell(variant, "*nat\n-F DOCKER\nCOMMIT\n")
+        assert legacy_tables.info(Family.IPV4, "nat") != before
+        assert wrong(driver, variant) == [told]
+        tell(variant, "*nat\n-F PREROUTING\n-F VIPD-DISPATCH\nCOMMIT\n")
+        assert wrong(driver, variant)[1:] == [
+            "chain VIPD-DISPATCH of IPv4 nat: 0 rules, not 5",
+            "jump ('PREROUTING', 'VIPD-SERVICES')",
+        ]
 
     in_namespace(do)

@@ -97,7 +97,7 @@ class Rig:
                 SimpleNamespace(
                     serving=self.serving,
                     switches=Counter({("iptables", True): 2}),
-                    repairs=SimpleNamespace(count=3, patience={"other": 8.0}),
+                    repairs=SimpleNamespace(count=3, waiting=lambda: {"other": 8.0}),
                 ),
             ),
             departures=cast(Any, None),

@@ -1,16 +1,31 @@
 """Who is waited for before a repair, and what the kernel's notifications say."""
 
+import asyncio
 import struct
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import pytest
 
-from vipd.backends.nftables.notified import MOST_TOLD, Notified, Transaction
+from vipd.backends.nftables.notified import (
+    MOST_BESIDE,
+    MOST_TOLD,
+    SKELETONS,
+    Notified,
+    Ours,
+    Transaction,
+)
 from vipd.backends.watching import Drift
+from vipd.proxy import repair as repair_module
+from vipd.proxy.errors import Busy, DataplaneError
 from vipd.proxy.repair import (
     FORGIVEN_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MOST_PARTIES,
+    PATIENT_LOOKS,
     PATIENT_REPAIRS,
+    Patience,
+    Repair,
     Repairs,
 )
 from vipd.proxy.status import repair_lines
@@ -23,40 +38,155 @@ class Clock:
         return self.now
 
 
+def repaired(patience: Patience, party: str) -> float:
+    """Return how long was waited before what the party did was put right."""
+    pause = patience.pause(party)
+    patience.note(party)
+    return pause
+
+
 def test_who_does_it_again_and_again_is_waited_for_longer_and_longer() -> None:
-    repairs = Repairs(Clock())
-    pauses = [repairs.pause("other") for _ in range(PATIENT_REPAIRS + 9)]
+    patience = Patience(Clock())
+    pauses = [repaired(patience, "other") for _ in range(PATIENT_REPAIRS + 9)]
     assert pauses == [0.0] * PATIENT_REPAIRS + [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert repairs.patience == {"other": 60}
-    assert repairs.pause("another") == 0.0
+    assert patience.waiting == {"other": 60}
+    assert patience.pause("another") == 0.0
+
+
+def test_a_false_alarm_is_held_against_nobody() -> None:
+    patience = Patience(Clock())
+    assert [patience.pause("other") for _ in range(99)] == [0.0] * 99
 
 
 def test_who_stops_is_forgiven() -> None:
     clock = Clock()
-    repairs = Repairs(clock)
+    patience = Patience(clock)
     for _ in range(PATIENT_REPAIRS + 1):
-        repairs.pause("other")
+        patience.note("other")
     clock.now += FORGIVEN_SECONDS / 2
-    assert repairs.pause("other") > 1
+    assert patience.pause("other") > 1
     clock.now += FORGIVEN_SECONDS + LONGEST_PAUSE_SECONDS
-    assert repairs.pause("other") == 0.0
-    assert repairs.patience == {}
+    assert patience.pause("other") == 0.0
+    assert patience.waiting == {}
 
 
 def test_a_crowd_of_parties_is_bounded() -> None:
-    repairs = Repairs(Clock())
-    assert all(repairs.pause(f"party {number}") == 0 for number in range(MOST_PARTIES))
-    assert repairs.pause("one more") == LONGEST_PAUSE_SECONDS
+    patience = Patience(Clock())
+    assert all(repaired(patience, f"party {number}") == 0 for number in range(MOST_PARTIES))
+    assert repaired(patience, "one more") == LONGEST_PAUSE_SECONDS
+    assert repaired(patience, "one more") == LONGEST_PAUSE_SECONDS
 
 
 def test_what_was_repaired_is_counted() -> None:
-    repairs = Repairs(Clock())
+    repairs = Repairs()
     assert repairs.view() is None
-    repairs.done(Drift(("table deleted ip vipd",), "nft", 7), 12)
+    repairs.done("nftables", Drift(("table deleted ip vipd",), "nft", 7), 12)
     told = repairs.view()
     assert told is not None
     (line,) = repair_lines(told, told.at + 3)
     assert line == "1, the last 3 s ago: table deleted ip vipd, by nft (process 7)"
+
+
+OURS = Ours(
+    SKELETONS | {("ip", "vipd"), ("ip6", "vipd")},
+    frozenset({("ip", "nat"), ("ip6", "nat")}),
+    "VIPD-",
+)
+
+
+class Watched:
+    """Something that is watched over: `tell` tells of drift, `wrong` is what mending finds."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[Drift] = asyncio.Queue()
+        self.wrong: list[int | DataplaneError] = []
+        self.mended = 0
+        self.repairs = Repairs()
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.repair = Repair(
+            "it", self.repairs, (self.watch, self.nothing), self.mend, None, self.ready.wait
+        )
+
+    async def watch(self) -> AsyncIterator[Drift]:
+        while True:
+            yield await self.told.get()
+
+    async def nothing(self) -> AsyncIterator[Drift]:
+        for one in list[Drift]():
+            yield one
+
+    async def mend(self) -> int:
+        self.mended += 1
+        found = self.wrong.pop(0) if self.wrong else 0
+        if isinstance(found, DataplaneError):
+            raise found
+        return found
+
+    def tell(self, what: str, by: str = "") -> None:
+        self.told.put_nowait(Drift((what,), by))
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    made = Watched()
+    task = asyncio.ensure_future(made.repair.run())
+    yield made
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _is_mended(watched: Watched, times: int) -> bool:
+    return watched.mended == times
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - states without an event
+            await asyncio.sleep(0)
+
+
+async def test_what_is_told_is_put_right_and_counted(watched: Watched) -> None:
+    watched.wrong = [3]
+    watched.tell("a table", "nft")
+    await until(lambda: watched.repairs.count == 1)
+    assert watched.repairs.last == Drift(("a table",), "nft")
+
+
+async def test_nothing_is_put_right_before_it_is_there() -> None:
+    other = Watched()
+    other.ready.clear()
+    other.wrong = [1]
+    task = asyncio.ensure_future(other.repair.run())
+    other.tell("a table")
+    other.tell("another", "nft")
+    await until(other.told.empty)
+    assert other.mended == 0
+    other.ready.set()
+    await until(lambda: other.repairs.count == 1)
+    assert other.repairs.last == Drift(("a table", "another"), "nft")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_false_alarm_is_no_repair(watched: Watched) -> None:
+    for number in range(1, PATIENT_LOOKS + 1):
+        watched.tell("nothing")
+        await until(partial(_is_mended, watched, number))
+    assert watched.repairs.count == 0
+    watched.wrong = [1]
+    watched.tell("a table")
+    await until(lambda: watched.repairs.count == 1)
+
+
+async def test_what_cannot_be_put_right_is_tried_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair_module, "FIRST_PAUSE_SECONDS", 0.0)
+    watched.wrong = [Busy("the lock"), 2]
+    watched.tell("a table", "nft")
+    await until(lambda: watched.repairs.count == 1)
+    assert watched.repairs.last == Drift(("a table",), "nft")
 
 
 # The messages as Linux 6.18 sends them, put together by hand: header, family, attributes.
@@ -88,7 +218,7 @@ def end(process: int = 4242, name: str = "firewalld", port: int = 77) -> bytes:
 
 
 def read(*datagrams: bytes) -> list[Transaction]:
-    notified = Notified()
+    notified = Notified(OURS)
     return [one for datagram in datagrams for one in notified.feed(datagram)]
 
 
@@ -108,8 +238,29 @@ def test_what_others_do_with_their_own_touches_nothing() -> None:
     assert second.touched == ("element added to ip vipd services",)
 
 
+def test_chains_of_ours_in_tables_of_everybody() -> None:
+    told = read(
+        named(8, "nat", "VIPD-SERVICES") + named(8, "nat", "DOCKER"),
+        named(8, "nat", "PREROUTING")
+        + named(6, "nat", "PREROUTING")
+        + named(8, "raw", "PREROUTING"),
+        named(2, "nat") + end(),
+    )
+    assert [(one.touched, one.beside) for one in told] == [
+        (
+            ("rule deleted from ip nat VIPD-SERVICES",),
+            (("ip", "nat", "DOCKER"), ("ip", "nat", "PREROUTING")),
+        )
+    ]
+
+
+def test_a_flood_of_chains_of_others_is_bounded() -> None:
+    (told,) = read(*(named(8, "nat", f"chain-{number}") for number in range(1000)), end())
+    assert len(told.beside) == MOST_BESIDE
+
+
 def test_what_was_lost_is_not_put_together_with_what_comes() -> None:
-    notified = Notified()
+    notified = Notified(OURS)
     assert list(notified.feed(named(2, "vipd"))) == []
     notified.lost()
     assert [one.touched for one in notified.feed(end())] == [()]

@@ -97,9 +97,9 @@ class Driver:
 class Rig:
     """A sync that runs, its source and its driver."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, driver: Driver | None = None) -> None:
         self.folder = folder
-        self.driver = Driver()
+        self.driver = driver or Driver()
         self.queue: Queue = asyncio.Queue()
         self.ready = 0
         self.dataplane = Dataplane(Backend(NftablesCompiler(), self.driver), self._on_synced)
@@ -282,6 +282,73 @@ async def test_a_repair_looks_again_and_tells_how_much_was_wrong(rig: Rig) -> No
     assert rig.driver.observations == 2
     assert objects == rig.dataplane.last_sync.objects > 0  # type: ignore[union-attr]
     assert len(rig.driver.texts) >= 1
+
+
+class MendingDriver(Driver):
+    """A driver that puts right what a program says; `mended` are the programs it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mended: list[Any] = []
+        self.refusal: DataplaneError | None = None
+
+    async def mend(self, program: Any) -> int:
+        self.mended.append(program)
+        if self.refusal is not None:
+            raise self.refusal
+        return 7
+
+    async def differing(self, program: Any) -> Sequence[str]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def mending(tmp_path: Path) -> AsyncIterator[tuple[Rig, MendingDriver]]:
+    driver = MendingDriver()
+    made = Rig(tmp_path, driver)
+    yield made, driver
+    made.task.cancel()
+    await asyncio.gather(made.task, return_exceptions=True)
+
+
+async def test_a_driver_that_mends_is_asked_with_what_was_committed(
+    mending: tuple[Rig, MendingDriver],
+) -> None:
+    rig, driver = mending
+    await rig.start(1, 2)
+    assert await rig.dataplane.repair() == 7
+    assert driver.mended == [rig.dataplane.program]
+    assert (driver.observations, driver.texts) == (1, [])
+
+
+async def test_what_cannot_be_mended_is_observed(mending: tuple[Rig, MendingDriver]) -> None:
+    rig, driver = mending
+    await rig.start(1)
+    driver.refusal = OutOfStep("another declaration")
+    assert await rig.dataplane.repair() > 0
+    assert driver.observations == 2
+
+
+async def test_a_commit_that_meets_damage_is_mended_and_done_again(
+    mending: tuple[Rig, MendingDriver],
+) -> None:
+    rig, driver = mending
+    await rig.start(1)
+    before = rig.dataplane.program
+    driver.failures = [OutOfStep("No such file or directory")]
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.dataplane.syncs == 2)
+    assert (driver.mended, driver.observations) == ([before], 1)
+    assert "10.96.0.2 . tcp . 80" in "".join(driver.texts)
+
+
+async def test_where_mending_is_no_help_it_is_observed(mending: tuple[Rig, MendingDriver]) -> None:
+    rig, driver = mending
+    await rig.start(1)
+    driver.failures = [OutOfStep("File exists"), OutOfStep("File exists")]
+    rig.tell(*rig.service(2))
+    await rig.until(lambda: rig.dataplane.syncs == 2)
+    assert (len(driver.mended), driver.observations) == (1, 2)
 
 
 async def test_damage_during_a_repair_is_another_repair(rig: Rig) -> None:

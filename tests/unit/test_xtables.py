@@ -142,7 +142,7 @@ async def test_the_variant_in_use_holds_rules_or_is_the_hosts(
     legacy: str,
     in_use: Variant,
 ) -> None:
-    monkeypatch.setattr(xtables, "_loaded", lambda *_: True)
+    monkeypatch.setattr(xtables, "loaded", lambda *_: True)
     tools = fake(
         None,
         iptables=f'echo "iptables v1.8.9 ({default})"',
@@ -169,7 +169,7 @@ async def test_a_host_with_one_variant_needs_no_name_for_it(fake: Fake) -> None:
 async def test_a_legacy_table_that_nobody_uses_stays_unloaded(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(xtables, "_loaded", lambda *_: False)
+    monkeypatch.setattr(xtables, "loaded", lambda *_: False)
     tools = fake(Variant.LEGACY, iptables_legacy_save="touch $DIR/called")
     assert await tools.save(Family.IPV4, "nat") == ""
     assert not (tmp_path / "called").exists()
