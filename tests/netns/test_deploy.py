@@ -1,0 +1,50 @@
+"""The daemon with the capabilities of deploy/ and none beside them: every mode, DNS, and packets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.netns.cluster import FLAVOURS, REMOTE, Cluster
+from tests.unit.kustomize import built
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DNS = "10.96.0.53"
+WITHOUT_ROOTS_POWER = ("Operation not permitted", "Permission denied", "stays root", "cannot be")
+
+pytestmark = [pytest.mark.netns, pytest.mark.modes("nftables")]
+
+
+def capabilities(folder: Path) -> list[str]:
+    """Return what the DaemonSet with every component adds, as setpriv has it."""
+    components = [str(path.parent) for path in DEPLOY.glob("components/*/kustomization.yaml")]
+    told = {"resources": [str(DEPLOY / "base")], "components": components}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(told))
+    (daemon_set,) = [one for one in built(folder) if one["kind"] == "DaemonSet"]
+    (container,) = daemon_set["spec"]["template"]["spec"]["containers"]
+    return sorted({one.lower() for one in container["securityContext"]["capabilities"]["add"]})
+
+
+def test_the_capabilities_of_the_daemonset_are_enough(
+    new_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    cluster = new_cluster("--dns-listen", DNS, "--service-cidr", "10.96.0.0/16,fd00:10:96::/112")
+    allowed = ",".join(f"+{one}" for one in capabilities(tmp_path))
+    cluster.daemon.under = (
+        *("setpriv", f"--bounding-set=-all,{allowed}", "--inh-caps=-all", "--no-new-privs"),
+    )
+    cluster.start()
+    served = cluster.serve(FLAVOURS[0], REMOTE)
+    for mode in ("iptables", "userspace", "nftables"):
+        switched = cluster.cli("mode", mode, "--socket", cluster.socket)
+        assert switched.returncode == 0, switched.stdout + switched.stderr
+        assert served.ask("client-1").pod == REMOTE
+    name = f"{served.name}.test.svc.cluster.local"
+    asked = cluster.cli("dns", "query", "--socket", cluster.socket, name)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    log = cluster.daemon.log.read_text()
+    assert [
+        line for line in log.splitlines() if any(one in line for one in WITHOUT_ROOTS_POWER)
+    ] == []
+    cluster.stop()
+    assert cluster.cli("cleanup", "--socket", cluster.socket).returncode == 0
