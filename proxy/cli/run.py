@@ -36,8 +36,19 @@ from vipd.proxy.cli.options import (
     default="text",
     help="How log lines are written to standard error. Default: text.",
 )
+@click.option(
+    "--after-kube-proxy",
+    is_flag=True,
+    help="Remove what kube-proxy left, in any of its modes, once everything is programmed.",
+)
 @click.argument("more", nargs=-1, metavar="[PATH]…")
-def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **told: Any) -> None:
+def run(
+    manifests: tuple[str, ...],
+    more: tuple[str, ...],
+    log_format: str,
+    after_kube_proxy: bool,
+    **told: Any,
+) -> None:
     """Serve the services of this node until SIGTERM.
 
     What was programmed stays when the daemon ends; `vipd cleanup` removes it.
@@ -55,4 +66,4 @@ def run(manifests: tuple[str, ...], more: tuple[str, ...], log_format: str, **to
     logs.configure(log_format)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     chosen = source(config)
-    asyncio.run(daemon.run(config, chosen, said))
+    asyncio.run(daemon.run(config, chosen, said, after_kube_proxy=after_kube_proxy))

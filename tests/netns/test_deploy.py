@@ -1,12 +1,17 @@
-"""The daemon with the capabilities of deploy/ and none beside them: every mode, DNS, and packets."""
+"""The daemon with the capabilities of deploy/ and no others: every mode, DNS, and packets."""
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from tests.netns.cluster import FLAVOURS, REMOTE, Cluster
+from tests.netns.cluster import FLAVOURS, REMOTE, Cluster, Served, until
+from tests.unit.kube_proxy_rules import iptables_mode
 from tests.unit.kustomize import built
+
+from vipd.proxy.names import Family
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DNS = "10.96.0.53"
@@ -48,3 +53,33 @@ def test_the_capabilities_of_the_daemonset_are_enough(
     ] == []
     cluster.stop()
     assert cluster.cli("cleanup", "--socket", cluster.socket).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("iptables-legacy") is None, reason="needs iptables-legacy")
+def test_kube_proxys_place_is_taken_without_a_moment_of_neither(
+    new_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = new_cluster("--after-kube-proxy")
+    served = Served(cluster, FLAVOURS[0], {})
+    cluster.apply(served.manifest())
+
+    def left() -> str:
+        saved = run("iptables-legacy-save")
+        return saved if "KUBE-" in saved else ""
+
+    def run(*command: str, text: str = "") -> str:
+        done = subprocess.run(
+            cluster.lab.command("node", command),
+            input=text, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    # A service of kube-proxy's at the same address, whose endpoint is nowhere.
+    rules = iptables_mode(Family.IPV4).replace("10.96.0.10", str(served.address))
+    run("iptables-legacy-restore", "--noflush", text=rules)
+    assert str(served.address) in left()
+    cluster.start()
+    until(lambda: not left(), "kube-proxy's rules are gone")
+    served.endpoints(REMOTE)
+    assert served.ask("client-1").pod == REMOTE
+    assert "kube-proxy's rules are removed" in cluster.daemon.log.read_text()
