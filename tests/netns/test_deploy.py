@@ -1,5 +1,6 @@
 """The daemon with the capabilities of deploy/ and no others: every mode, DNS, and packets."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def capabilities(folder: Path) -> list[str]:
     return sorted({one.lower() for one in container["securityContext"]["capabilities"]["add"]})
 
 
+def workers(cluster: Cluster) -> list[int]:
+    told = json.loads(cluster.cli("status", "--json", "--socket", cluster.socket).stdout)
+    return [one["pid"] for one in told["workers"]]
+
+
 def test_the_capabilities_of_the_daemonset_are_enough(
     new_cluster: Callable[..., Cluster], tmp_path: Path
 ) -> None:
@@ -44,6 +50,13 @@ def test_the_capabilities_of_the_daemonset_are_enough(
         switched = cluster.cli("mode", mode, "--socket", cluster.socket)
         assert switched.returncode == 0, switched.stdout + switched.stderr
         assert served.ask("client-1").pod == REMOTE
+        if mode == "userspace":
+            before = workers(cluster)
+            cluster.stop()
+            cluster.start()
+            assert before
+            assert workers(cluster) == before
+            assert served.ask("client-1").pod == REMOTE
     name = f"{served.name}.test.svc.cluster.local"
     asked = cluster.cli("dns", "query", "--socket", cluster.socket, name)
     assert asked.returncode == 0, asked.stdout + asked.stderr
