@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,13 @@ def test_the_image_has_the_paths_that_are_relied_on() -> None:
     assert script.stat().st_mode & 0o111 == 0o111
     last = said.rpartition("\nFROM ")[2]
     assert not re.search(r"\b(gcc|pip|python3-dev|python3-venv)\b", last)
+
+
+def test_every_folder_with_code_is_in_the_wheel() -> None:
+    told = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    there = {
+        ".".join(("vipd", *path.parent.relative_to(DEPLOY.parent).parts))
+        for top in ("proxy", "backends", "dns", "bench")
+        for path in (DEPLOY.parent / top).rglob("*.py")
+    }
+    assert there == set(told["packages"])
