@@ -17,6 +17,9 @@ import msgspec
 from msgspec import Struct
 
 ROOT = Path("/proc/sys")
+MOUNTED = Path("/host/proc/sys")
+"""Where a container without privileges, whose own /proc/sys is read-only, finds the host's: its
+folder net is mounted there (deploy/base/daemonset.yaml; Cilium's path)."""
 
 
 class Setting(Struct, frozen=True):
@@ -37,11 +40,14 @@ class _Changed(Struct):
 
 
 class Sysctls:
-    """Settings of this network namespace and the record of what they were."""
+    """Settings of this network namespace and the record of what they were.
 
-    def __init__(self, record: Path, root: Path = ROOT) -> None:
+    `root`: the folder that stands for /proc/sys; None: the host's where that is mounted.
+    """
+
+    def __init__(self, record: Path, root: Path | None = None) -> None:
         self._record = record
-        self._root = root
+        self._root = root or (MOUNTED if (MOUNTED / "net").is_dir() else ROOT)
 
     def apply(self, wanted: Iterable[Setting]) -> dict[Setting, str]:
         """Write the settings that differ; return those that could not be written, with the reason.

@@ -29,6 +29,9 @@ PREFIX = "VIPD-"
 """What the names of all our chains and sets begin with."""
 PATIENCE_SECONDS = 300.0
 """How long one run may take before it is killed; 70,000 rules take about 1 s."""
+KUBELET = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
+"""Chains that kubelet makes in mangle with the host's iptables, for those who come in a container
+with another one (KEP-3178)."""
 LOCK = "/run/xtables.lock"
 LOCK_SECONDS = 5
 """How long one run waits for the xtables lock; kube-proxy's value."""
@@ -80,9 +83,10 @@ class Tools(Struct, frozen=True):
 
     present: tuple[Variant, ...]
     default: Variant
-    """What the host's `iptables` is."""
+    """What `iptables` is here; in a container that need not be the host's."""
     in_use: Variant
-    """The variant that holds the host's rules; the default where neither or both do."""
+    """The variant that kubelet uses; where that cannot be told, the one that holds the host's
+    rules; the default where neither or both do."""
     leftovers: tuple[str, ...] = ()
     """Our chains in the other variant, as ``iptables-legacy nat VIPD-SERVICES``."""
 
@@ -121,7 +125,7 @@ class Xtables:
         saved = {one: await self._saved(one) for one in present}
         with_rules = {one: _has_rules(texts) for one, texts in saved.items()}
         holding = [one for one in present if with_rules[one]]
-        in_use = holding[0] if len(holding) == 1 else default
+        in_use = await self._kubelets(present) or (holding[0] if len(holding) == 1 else default)
         leftovers = tuple(
             f"{program(one, family)} {table} {chain}"
             for one in present
@@ -189,6 +193,15 @@ class Xtables:
         if family is Family.IPV6 and not os.path.exists("/proc/net/if_inet6"):
             return False
         return self._path(variant, family, "-restore") is not None
+
+    async def _kubelets(self, present: Sequence[Variant]) -> Variant | None:
+        """Return the variant that has kubelet's chains, or None where neither or both have."""
+        found = set()
+        for one in present:
+            saved = await self.save(Family.IPV4, "mangle", one)  # it makes them in each family
+            if any(line.startswith(KUBELET) for line in saved.splitlines()):
+                found.add(one)
+        return found.pop() if len(found) == 1 else None
 
     async def _host_variant(self) -> Variant | None:
         """Return what the host's `iptables` says it is."""

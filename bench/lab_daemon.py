@@ -31,6 +31,8 @@ class Daemon:
     ) -> None:
         self.socket = directory / "vipd.sock"
         self.log = directory / "vipd.log"
+        self.under: tuple[str, ...] = ()
+        """The command that starts it, such as setpriv with what it may do; empty: none."""
         self._lab = lab
         self._process: subprocess.Popen[bytes] | None = None
         topology = lab.topology
@@ -53,7 +55,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self._process = self._lab.popen(
                 self._lab.topology.proxy_node,
-                [*CLI, *self.arguments],
+                [*self.under, *CLI, *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

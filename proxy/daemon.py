@@ -33,10 +33,13 @@ LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 log = structlog.get_logger()
 
 
-async def run(config: Config, source: Source, flags: Flags | None = None) -> None:
+async def run(
+    config: Config, source: Source, flags: Flags | None = None, *, after_kube_proxy: bool = False
+) -> None:
     """Serve what the source says until SIGTERM or SIGINT.
 
-    `flags` name the configuration file that is followed, if any. Raise ConfigError, SourceError or
+    `flags` name the configuration file that is followed, if any. `after_kube_proxy`: what that left
+    is removed once everything is programmed. Raise ConfigError, SourceError or
     Unsupported where it cannot start; nothing is programmed then.
     """
     started = time.time()
@@ -49,7 +52,13 @@ async def run(config: Config, source: Source, flags: Flags | None = None) -> Non
         await choose(config)
     with contextlib.closing(instance.take()) as lock:
         start = await begin(config, record.read(Path(config.socket).parent / record.RECORD))
-        parts = Parts(config, source, flags or Flags(), start, (lock.fileno(),), started, _synced)
+        synced = asyncio.Event()
+
+        def on_synced() -> None:
+            _synced()
+            synced.set()
+
+        parts = Parts(config, source, flags or Flags(), start, (lock.fileno(),), started, on_synced)
         loop.add_signal_handler(signal.SIGHUP, parts.on_hangup)
         server = await control.serve(config.socket, parts.requests)
         log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)
@@ -69,6 +78,7 @@ async def run(config: Config, source: Source, flags: Flags | None = None) -> Non
                 _following(parts.sync, source),
                 _serving(parts.switching, config),
                 *parts.running(),
+                *_beside(synced, after_kube_proxy),
             )
         finally:
             notify("STOPPING=1")
@@ -79,6 +89,14 @@ async def run(config: Config, source: Source, flags: Flags | None = None) -> Non
             with contextlib.suppress(OSError):
                 os.unlink(config.socket)
             log.info("stop", dataplane="left in place")
+
+
+def _beside(synced: asyncio.Event, after_kube_proxy: bool) -> tuple[Coroutine[Any, Any, None], ...]:
+    if not after_kube_proxy:
+        return ()
+    from vipd.proxy.handover import take_over
+
+    return (take_over(synced),)
 
 
 async def watchdog_forever() -> None:

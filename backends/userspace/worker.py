@@ -262,11 +262,13 @@ def end_silent(path: Path) -> None:
 
 def _is_here(pid: int) -> bool:
     """Whether a process is in our network namespace, or has ended, which `watch` tells."""
+    # Files of a network namespace are its own (fs/proc/proc_net.c). Not ns/net: that of nobody's
+    # process is hidden from root without CAP_SYS_PTRACE, as in a container or a service.
     try:
-        theirs = os.stat(f"/proc/{pid}/ns/net")
+        theirs = os.stat(f"/proc/{pid}/net/unix")
     except FileNotFoundError:
         return True
-    return theirs.st_ino == os.stat("/proc/self/ns/net").st_ino
+    return theirs.st_ino == os.stat("/proc/self/net/unix").st_ino
 
 
 def _control(path: Path) -> socket.socket:

@@ -37,12 +37,18 @@ from vipd.proxy.cli.options import (
     is_flag=True,
     help="Make the kernel settings that take privileges, and end. What is refused is logged.",
 )
+@click.option(
+    "--after-kube-proxy",
+    is_flag=True,
+    help="Remove what kube-proxy left, in any of its modes, once everything is programmed.",
+)
 @click.argument("more", nargs=-1, metavar="[PATH]…")
 def run(
     manifests: tuple[str, ...],
     more: tuple[str, ...],
     write_config_to: str | None,
     init_only: bool,
+    after_kube_proxy: bool,
     **told: Any,
 ) -> None:
     """Serve the services of this node until SIGTERM.
@@ -82,4 +88,4 @@ def run(
         adjust_oom_score(config.oom_score_adjust)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     chosen = source(config)
-    asyncio.run(daemon.run(config, chosen, said))
+    asyncio.run(daemon.run(config, chosen, said, after_kube_proxy=after_kube_proxy))

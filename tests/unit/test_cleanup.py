@@ -167,3 +167,20 @@ def test_workers_are_counted_and_their_folder_goes(tmp_path: Path) -> None:
         assert f"would remove {line}" in would
         assert f"removed {line}" in did
     assert list(state.iterdir()) == []
+
+
+def test_only_kube_proxys_is_removed_beside_a_daemon(state: Path) -> None:
+    path = state / "vipd.sock"
+    both = f"{NFT} add table ip vipd; {NFT} add table ip kube-proxy"
+    listing = f"{NFT} list tables"
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        daemon.listen()
+        done = node(both, f"{CLEANUP} --only-kube-proxy --socket {path}", listing)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "removed kube-proxy's nft table ip kube-proxy\ntable ip vipd\n"
+    assert sorted(one.name for one in state.iterdir()) == ["mode.json", "vipd.sock"]
+    done = node(f"{CLEANUP} --only-kube-proxy --socket {path}")
+    assert done.stdout.startswith("nothing of kube-proxy was here ")
+    wrong = node(f"{CLEANUP} --only-kube-proxy --mode ipvs --socket {path}")
+    assert wrong.returncode == 2

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vipd.backends import sysctl
 from vipd.backends.sysctl import Setting, Sysctls
 
 ONE = Setting("net/one", "1", "a reason")
@@ -44,3 +45,11 @@ def test_what_somebody_has_changed_since_is_left_alone(root: Path) -> None:
     (root / "net/one").write_text("2")
     assert made.restore() == []
     assert (root / "net/one").read_text() == "2"
+
+
+def test_the_hosts_folder_is_taken_where_it_is_mounted(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysctl, "MOUNTED", root)
+    assert Sysctls(tmp_path / "run/record").apply([ONE]) == {}
+    assert (root / "net/one").read_text() == "1"

@@ -120,6 +120,7 @@ async def test_without_tools_the_package_is_named(fake: Fake) -> None:
         await fake(Variant.NFT).restore(Family.IPV6, "")
 
 
+KUBELET = r"""[[ $* != *mangle* ]] || printf '*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n'"""
 RULES = 'echo "*nat"; echo ":VIPD-SERVICES - [0:0]"; echo "-A VIPD-SERVICES -j RETURN"'
 
 
@@ -154,6 +155,27 @@ async def test_the_variant_in_use_holds_rules_or_is_the_hosts(
     assert found.in_use is in_use
     other = legacy if in_use is Variant.NFT else nft
     assert bool(found.leftovers) is (other == RULES)
+
+
+@pytest.mark.parametrize(
+    ("nft", "legacy", "in_use"),
+    [
+        (KUBELET, RULES, Variant.NFT),
+        (RULES, KUBELET, Variant.LEGACY),
+        (KUBELET, KUBELET, Variant.NFT),  # from before the host's was changed: no hint
+    ],
+)
+async def test_kubelets_variant_is_the_hosts_whatever_is_in_the_image(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, nft: str, legacy: str, in_use: Variant
+) -> None:
+    monkeypatch.setattr(xtables, "_loaded", lambda *_: True)
+    tools = fake(
+        None,
+        iptables='echo "iptables v1.8.9 (nf_tables)"',
+        iptables_nft_save=nft,
+        iptables_legacy_save=legacy,
+    )
+    assert (await tools.find()).in_use is in_use
 
 
 async def test_a_host_with_one_variant_needs_no_name_for_it(fake: Fake) -> None:
