@@ -161,26 +161,21 @@ class StaleFlows:
         self._sooner.set()
 
     def _ripe(self) -> dict[NamespacedName, _Lost]:
-        """Take what was lost a while ago, and is committed."""
+        """Take what was lost a while ago.
+
+        What of these services is not programmed yet, or was rejected, is looked at when it is.
+        """
         due = self._clock() - GRACE_SECONDS
-        ripe = {name: one for name, one in self._committed_losses() if one.since <= due}
+        ripe = {name: one for name, one in self._lost.items() if one.since <= due}
         for name in ripe:
             del self._lost[name]
+            self._on |= self._uncommitted & _keys(self._now()[1], name)
         return ripe
 
     def _until_next(self) -> float | None:
-        """Return how many seconds are left until something is ripe, as far as that is known."""
+        """Return how many seconds are left until something is ripe, if anything will be."""
         due = self._clock() - GRACE_SECONDS
-        return min((max(0.0, one.since - due) for _, one in self._committed_losses()), default=None)
-
-    def _committed_losses(self) -> list[tuple[NamespacedName, _Lost]]:
-        """Return what was lost, but for services of which something is not programmed yet."""
-        _, table = self._now()
-        return [
-            (name, one)
-            for name, one in self._lost.items()
-            if self._uncommitted.isdisjoint(_keys(table, name))
-        ]
+        return min((max(0.0, one.since - due) for one in self._lost.values()), default=None)
 
     async def _forget_all(self, due: set[Key], lost: Mapping[NamespacedName, _Lost]) -> None:
         snapshot, table = self._now()
@@ -193,7 +188,7 @@ class StaleFlows:
             return found | later.get(owner.service, frozenset())
 
         due = {key for key in due if key in table.claims}
-        those = {key for name in lost for key in _keys(table, name)} - due
+        those = {key for name in lost for key in _keys(table, name)} - due - self._uncommitted
         spots = {spot for one in lost.values() for spot in one.spots}
         for family in Family:
             every = {key for key in due if key.family is family}

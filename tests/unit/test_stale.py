@@ -107,13 +107,21 @@ async def test_an_endpoint_that_is_gone_is_looked_for_a_while_after_the_commit(
 ) -> None:
     await world.begun(ONE, TWO)
     world.endpoints(ONE, committed=False)
-    assert await world.later(10 * GRACE) == []
-    world.stale.committed([TCP])
-    assert await world.later(10 * GRACE) == []
-    world.stale.committed([UDP])
+    assert await world.later(0.5 * GRACE) == []
+    world.stale.committed([TCP, UDP])
     assert await world.later(0.9 * GRACE) == []
     assert await world.later(0.2 * GRACE) == [WITHOUT_TWO]
     assert await world.later(100.0) == []
+
+
+async def test_what_is_not_committed_waits_and_keeps_nothing_else_waiting(world: World) -> None:
+    await world.begun(ONE, TWO)
+    world.endpoints(ONE, committed=False)
+    world.stale.committed([TCP])  # the other one was rejected, say
+    assert await world.later(GRACE) == [([f"{TCP}: {ONE}:8080"], LEFT)]
+    assert await world.later(100.0) == []
+    world.stale.committed([UDP])
+    assert await world.later(0.0) == [([f"{UDP}: {ONE}:5300"], None)]
 
 
 async def test_one_that_terminates_and_serves_lives_until_it_does_not(world: World) -> None:
@@ -149,7 +157,7 @@ async def test_what_ends_while_an_earlier_change_is_not_committed_waits_for_it(
     world.endpoints(ONE)
     assert await world.later(10 * GRACE) == []
     world.stale.committed([UDP, TCP])
-    assert await world.later(GRACE) == [WITHOUT_TWO]
+    assert await world.later(0.0) == [looked(f"{ONE}:8080", f"{ONE}:5300", None)]
 
 
 async def test_what_changes_before_the_first_commit_is_looked_at_with_its_own(
