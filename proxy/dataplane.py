@@ -71,6 +71,8 @@ class Dataplane:
         self._taken = False
         """Whether a whole table was taken, so that only changes of it matter from now on."""
         self._doubt = False
+        self._unsure = False
+        """Whether the kernel may have something else than the program, which is right."""
         self._pending: dict[Key, VirtualServer | None] = {}
         self._pending_network: NodeNetwork | None = None
         self._arrived = asyncio.Event()
@@ -168,7 +170,7 @@ class Dataplane:
 
     async def _mend(self) -> None:
         """Put the kernel right by the program, where that is known; else observing has to do it."""
-        driver = self.driver
+        driver, self._unsure = self.driver, False
         if self._doubt or self._ghosts or self.program is None or not isinstance(driver, Mending):
             self._doubt = True
             return
@@ -230,12 +232,13 @@ class Dataplane:
 
     def _to_do(self) -> bool:
         changed = bool(self._pending) or self._pending_network is not None
-        return changed or self._doubt or bool(self._repairs) or self.program is None
+        wrong = self._doubt or self._unsure or bool(self._repairs)
+        return changed or wrong or self.program is None
 
     async def _sync(self, table: Table) -> float | None:
         """Plan and commit; return the time of the next try, or None when there is none to come."""
         started = time.perf_counter()
-        if self._repairs:
+        if self._repairs or self._unsure:
             await self._mend()
             if not self._to_do():
                 self._asked_since = None
@@ -380,7 +383,7 @@ class Dataplane:
         if error.retry is Retry.AFTER_OBSERVE:
             if is_first and isinstance(self.driver, Mending):
                 # What was committed before is still known; an observation where that is no help.
-                self._repairs.append(asyncio.get_running_loop().create_future())
+                self._unsure = True
             else:
                 self.program = None
         wait, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
