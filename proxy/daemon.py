@@ -1,7 +1,8 @@
 """The daemon: one source, one sync, its dataplanes and the control socket, until told to stop.
 
 Lives here: in which order the parts (parts.py) start and end, and the signals. Must not: decide
-anything about services. Ending leaves the dataplane in place, so that traffic survives a restart.
+anything about services. Ending leaves the dataplane in place, so that traffic survives a restart,
+unless its removal is asked for.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,16 @@ from vipd.proxy.version import VERSION
 
 LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 
+AtExit = Callable[[str, Sequence[int]], Awaitable[None]]
+"""Called with the path of the control socket, and descriptors that hold this network namespace."""
+
 log = structlog.get_logger()
 
 
-async def run(config: Config, source: Source, flags: Flags | None = None) -> None:
-    """Serve what the source says until SIGTERM or SIGINT.
+async def run(
+    config: Config, source: Source, flags: Flags | None = None, at_exit: AtExit | None = None
+) -> None:
+    """Serve what the source says until SIGTERM or SIGINT, then do what is left to do `at_exit`.
 
     `flags` name the configuration file that is followed, if any. Raise ConfigError, SourceError or
     Unsupported where it cannot start; nothing is programmed then.
@@ -76,7 +82,10 @@ async def run(config: Config, source: Source, flags: Flags | None = None) -> Non
             server.close()
             with contextlib.suppress(OSError):
                 os.unlink(config.socket)
-            log.info("stop", dataplane="left in place")
+            if not (at_exit and stop.is_set()):
+                log.info("stop", dataplane="left in place")
+        if at_exit:
+            await at_exit(config.socket, (lock.fileno(),))
 
 
 async def watchdog_forever() -> None:

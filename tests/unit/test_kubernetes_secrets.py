@@ -243,15 +243,19 @@ async def test_a_plugin_that_never_stops_printing(tmp_path: Path) -> None:
     assert "more than 1 MiB" in await what_is_said(path)
 
 
-def test_credentials_are_in_no_core_dump() -> None:
+@pytest.mark.parametrize(("flag", "dumpable"), [("kubeconfig", "0"), ("manifests", "1")])
+def test_credentials_are_in_no_core_dump(tmp_path: Path, flag: str, dumpable: str) -> None:
     """A process that holds them makes none; what it starts may again (prctl(2))."""
+    kubeconfig(tmp_path / "file.yaml", f"http://{NOBODY}", {"token": SECRET})
+    path = str(tmp_path / "file.yaml")
     code = (
-        "import ctypes, os, subprocess, sys\n"
-        "from vipd.proxy import undumped\n"
-        "undumped.keep_from_dumps()\n"
+        "import ctypes, subprocess, sys\n"
+        "from vipd.proxy.cli.source import source\n"
+        "from vipd.proxy.config import Flags, load\n"
+        f"source(load(Flags({flag}={path!r} if {flag!r} == 'kubeconfig' else ({path!r},))))\n"
         "told = 'import ctypes; print(ctypes.CDLL(None).prctl(3))'\n"
         "subprocess.run([sys.executable, '-c', told], check=True)\n"
         "print(ctypes.CDLL(None).prctl(3), flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["1", "0"], done.stderr
+    assert done.stdout.split() == ["1", dumpable], done.stderr
