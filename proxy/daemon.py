@@ -22,7 +22,7 @@ from vipd.proxy import control, instance, lean, record
 from vipd.proxy.choice import begin, choose, require
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.errors import Unsupported
-from vipd.proxy.notify import notify, watchdog
+from vipd.proxy.notify import more_time, notify, watchdog
 from vipd.proxy.parts import Parts
 from vipd.proxy.sources.protocol import Source
 from vipd.proxy.switching import Switching
@@ -55,7 +55,13 @@ async def run(
         await choose(config)
     with contextlib.closing(instance.take()) as lock:
         start = await begin(config, record.read(Path(config.socket).parent / record.RECORD))
-        parts = Parts(config, source, flags or Flags(), start, (lock.fileno(),), started, _synced)
+        starting = asyncio.ensure_future(more_time())
+
+        def synced() -> None:
+            starting.cancel()
+            _synced()
+
+        parts = Parts(config, source, flags or Flags(), start, (lock.fileno(),), started, synced)
         loop.add_signal_handler(signal.SIGHUP, parts.on_hangup)
         server = await control.serve(config.socket, parts.requests)
         log.info("start", version=VERSION, mode=start.state.serving, node=config.node.node_name)
@@ -76,8 +82,9 @@ async def run(
             )
         finally:
             notify("STOPPING=1")
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for one in (starting, watching):
+                one.cancel()
+            await asyncio.gather(starting, watching, return_exceptions=True)
             await parts.stop()
             server.close()
             with contextlib.suppress(OSError):
