@@ -22,9 +22,11 @@ from aiohttp import web
 from tests.netns.api import ApiCluster
 from tests.netns.cluster import LOCAL, NFT, TABLES, TCP4, TCP6, UDP4, Served, until
 
+from vipd.backends.registry import backend
 from vipd.bench import lab_daemon
 from vipd.bench.api_server import failure
 from vipd.bench.lab import Lab
+from vipd.proxy.control import read
 
 pytestmark = pytest.mark.netns
 
@@ -66,7 +68,8 @@ class Weather:
         watches = request.query.get("watch") == "true"
         match self._lots.randrange(10):
             case 0:
-                return failure(self._lots.choice((500, 502, 503, 504, 401, 403)), "Odd", "not now")
+                # Not 403: a kind that is not needed is left alone for minutes then.
+                return failure(self._lots.choice((500, 502, 503, 504, 401)), "Odd", "not now")
             case 1:
                 return failure(429, "TooManyRequests", "slow down", **{"Retry-After": "0"})
             case 2:
@@ -165,13 +168,20 @@ class Chaos:
                 until(lambda: not self.cluster.status().degraded, "it is healthy")
             except AssertionError as error:
                 if time.monotonic() > deadline:
-                    problems = self.cluster.status().problems
-                    raise AssertionError(f"{self}: {error}; {problems}") from error
+                    told = f"{error}; {self.cluster.status().problems}; {self._difference()}"
+                    raise AssertionError(f"{self}: {told}") from error
             else:
                 break
         if self._flushed_at is not None:
             self.flushed.append((self._flushed_at, time.monotonic()))
             self._flushed_at = None
+
+    def _difference(self) -> str:
+        """What the kernel has otherwise than the daemon says it programmed."""
+        dataplane = backend(self.cluster.mode)
+        told = dataplane.compiler.load(read(self.cluster.socket, "program"))
+        seen = self.cluster.lab.run("node", lambda: asyncio.run(dataplane.driver.observe()))
+        return f"a plan would be: {dataplane.compiler.plan(seen, told)[0]}; {seen} is not {told}"
 
     def __str__(self) -> str:
         return f"VIPD_CHAOS_SEED={SEED}, this round: {' '.join(self._done)}"

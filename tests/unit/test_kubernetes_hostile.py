@@ -434,3 +434,21 @@ async def test_an_outage_says_since_when(store: Store, follow: Follow) -> None:
     (text, *_) = follower.problems.values()
     assert "nothing heard since 20" in text
     assert text.count("UTC") == 1
+
+
+async def test_a_right_that_is_taken_and_given_back(store: Store, follow: Follow) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse | None:
+        if "servicecidrs" not in request.path:
+            return None
+        return failure(403, "Forbidden", "no longer")
+
+    async with serving(store) as (server, address):
+        follower = await follow(address)
+        await follower.until(lambda: follower.synced)
+        server.faults.append(refuse)
+        server.cut()
+        await follower.until(lambda: "no longer" in str(follower.problems))
+        server.faults.clear()
+        cidr = {"kind": "ServiceCIDR", "metadata": {"name": "more"}, "spec": {"cidrs": []}}
+        server.store.put(cidr)
+        await follower.until(lambda: "more" in follower.snapshot.service_cidrs)

@@ -22,7 +22,7 @@ ANSWER_SECONDS = 60.0
 be there as a whole by then."""
 WHOLE_SECONDS = 300.0
 """An answer that is not there as a whole by then is given up, however steadily it comes."""
-MAX_PAGE_BYTES = 64 << 20
+MAX_PAGE_BYTES = 32 << 20
 MAX_ERROR_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 18
 MOST_REASON = 300

@@ -126,7 +126,10 @@ class Credentials:
             raise ConfigError(self.origin, f"is no YAML: {type(error).__name__}") from None
         except library.ConfigException as error:
             raise SourceError(f"{self.origin}: {_unquoted(str(error))}") from None
-        except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        except (
+            *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
             # What the library makes of a file of another shape.
             raise ConfigError(self.origin, f"is no kubeconfig: {type(error).__name__}") from None
         finally:

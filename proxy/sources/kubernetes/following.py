@@ -121,7 +121,9 @@ class Following:
         if not self._resource.needed and code >= 400:
             await self._tell([Synced()])
         asked = error.retry_after if isinstance(error, ApiError) else None
-        await asyncio.sleep(ABSENT_SECONDS if absent else self._pace.failed(asked))
+        # One that was there is soon there again: rights change, servers are replaced.
+        is_lasting = absent and self.heard_at is None
+        await asyncio.sleep(ABSENT_SECONDS if is_lasting else self._pace.failed(asked))
         return version if code in RESUMED else ""
 
     async def _fails(self, error: Exception) -> None:
