@@ -37,7 +37,7 @@ test: setup test-tools
 
 # What reads messages of strangers, with so many of chance: docs/testing.md.
 EXPLORE ?= 1000000
-EXPLORED ?= tests/properties/test_dns_fuzz.py tests/properties/test_dns_fuzz_replies.py tests/properties/test_dns_zone.py tests/unit/test_dns_forward_reading.py
+EXPLORED ?= tests/properties/test_dns_fuzz.py tests/properties/test_dns_fuzz_replies.py tests/properties/test_dns_zone.py tests/unit/test_dns_forward_reading.py tests/netns/test_chaos.py
 explore: setup
 	@VIPD_EXPLORE=$(EXPLORE) $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) $(EXPLORED)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
 from msgspec import Struct
 
 from vipd.backends.nftables.tool import INSTALL, Nft
@@ -17,6 +18,8 @@ from vipd.proxy import control
 from vipd.proxy.errors import DataplaneError, Unsupported
 from vipd.proxy.record import RECORD
 from vipd.proxy.settings import DataplaneSettings
+
+log = structlog.get_logger()
 
 
 class Cleaned(Struct):
@@ -40,6 +43,14 @@ class Cleaned(Struct):
                 self.unknown.append(f"{what}: cannot look: {error}")
         except DataplaneError as error:
             self.failed.append(f"{what}: {error}")
+
+
+async def clean_at_exit(socket: str, inherited: Sequence[int]) -> None:
+    """Remove everything of vipd's, and log what it was. `inherited` holds the daemon's lock."""
+    done = await clean(socket, MODES, inherited, dry_run=False, kube_proxy=False)
+    log.info("dataplane removed", what="; ".join(done.removed) or "nothing was there")
+    for one in (*done.unknown, *done.failed):
+        log.warning("not removed", why=one)
 
 
 async def clean(

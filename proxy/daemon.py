@@ -1,7 +1,8 @@
 """The daemon: one source, one sync, its dataplanes and the control socket, until told to stop.
 
 Lives here: in which order the parts (parts.py) start and end, and the signals. Must not: decide
-anything about services. Ending leaves the dataplane in place, so that traffic survives a restart.
+anything about services. Ending leaves the dataplane in place, so that traffic survives a restart,
+unless its removal is asked for.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vipd.proxy import control, instance, lean, record
 from vipd.proxy.choice import begin, choose, require
 from vipd.proxy.config import Config, Flags
 from vipd.proxy.errors import Unsupported
-from vipd.proxy.notify import notify, watchdog
+from vipd.proxy.notify import more_time, notify, watchdog
 from vipd.proxy.parts import Parts
 from vipd.proxy.sources.protocol import Source
 from vipd.proxy.switching import Switching
@@ -30,13 +31,21 @@ from vipd.proxy.version import VERSION
 
 LONGEST_WITHOUT_COLLECTION_SECONDS = 30.0
 
+AtExit = Callable[[str, Sequence[int]], Awaitable[None]]
+"""Called with the path of the control socket, and descriptors that hold this network namespace."""
+
 log = structlog.get_logger()
 
 
 async def run(
-    config: Config, source: Source, flags: Flags | None = None, *, after_kube_proxy: bool = False
+    config: Config,
+    source: Source,
+    flags: Flags | None = None,
+    *,
+    after_kube_proxy: bool = False,
+    at_exit: AtExit | None = None,
 ) -> None:
-    """Serve what the source says until SIGTERM or SIGINT.
+    """Serve what the source says until SIGTERM or SIGINT, then do what is left to do `at_exit`.
 
     `flags` name the configuration file that is followed, if any. `after_kube_proxy`: what that left
     is removed once everything is programmed. Raise ConfigError, SourceError or
@@ -53,8 +62,10 @@ async def run(
     with contextlib.closing(instance.take()) as lock:
         start = await begin(config, record.read(Path(config.socket).parent / record.RECORD))
         synced = asyncio.Event()
+        starting = asyncio.ensure_future(more_time())
 
         def on_synced() -> None:
+            starting.cancel()
             _synced()
             synced.set()
 
@@ -82,13 +93,17 @@ async def run(
             )
         finally:
             notify("STOPPING=1")
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for one in (starting, watching):
+                one.cancel()
+            await asyncio.gather(starting, watching, return_exceptions=True)
             await parts.stop()
             server.close()
             with contextlib.suppress(OSError):
                 os.unlink(config.socket)
-            log.info("stop", dataplane="left in place")
+            if not (at_exit and stop.is_set()):
+                log.info("stop", dataplane="left in place")
+        if at_exit:
+            await at_exit(config.socket, (lock.fileno(),))
 
 
 def _beside(synced: asyncio.Event, after_kube_proxy: bool) -> tuple[Coroutine[Any, Any, None], ...]:

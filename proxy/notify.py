@@ -7,6 +7,9 @@ import asyncio
 import os
 import socket
 
+START_SECONDS = 20
+"""How often systemd is asked for more time, for three times as long."""
+
 
 def notify(message: str) -> None:
     """Send a message such as ``READY=1`` to NOTIFY_SOCKET; do nothing where that is not set."""
@@ -20,6 +23,14 @@ def notify(message: str) -> None:
             sender.sendto(message.encode(), address)
         except OSError:
             return  # nobody listens: the service manager is gone, which is not our failure
+
+
+async def more_time() -> None:
+    """Tell systemd until cancelled that the start takes longer, as it does where the API server is
+    away: else it would end the daemon after TimeoutStartSec (90 s)."""
+    while True:
+        notify(f"EXTEND_TIMEOUT_USEC={3 * START_SECONDS * 1_000_000}")
+        await asyncio.sleep(START_SECONDS)
 
 
 def watchdog_interval_seconds() -> float | None:

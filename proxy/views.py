@@ -240,8 +240,11 @@ def notes(snapshot: Snapshot, table: Table, settings: NodeSettings) -> tuple[str
     sources = table.network.pod_sources
     told = {family_of(cidr) for cidr in sources.cidrs}
     used = () if sources.interface else sorted({key.family for key in table.claims})
+    where = "--cluster-cidr"
+    if settings.detect_local is DetectLocal.NODE_CIDR:
+        where = f"detectLocalMode NodeCIDR, and Node {settings.node_name} has no podCIDR of it"
     said += [
-        f"no pod network is known for {family} (--cluster-cidr): sources outside the cluster are "
+        f"no pod network is known for {family} ({where}): sources outside the cluster are "
         "not masqueraded"
         for family in used
         if family not in told

@@ -42,6 +42,18 @@ from vipd.proxy.cli.options import (
     is_flag=True,
     help="Remove what kube-proxy left, in any of its modes, once everything is programmed.",
 )
+@click.option(
+    "--cleanup-at-exit",
+    is_flag=True,
+    help="On SIGTERM or SIGINT remove what was programmed, as `vipd cleanup` does. Default: it"
+    " stays, so that services work while the daemon is restarted.",
+)
+@click.option(
+    "--cleanup",
+    is_flag=True,
+    help="Do what `vipd cleanup` does, and end. What kube-proxy left stays: `vipd cleanup"
+    " --kube-proxy` removes it.",
+)
 @click.argument("more", nargs=-1, metavar="[PATH]…")
 def run(
     manifests: tuple[str, ...],
@@ -49,6 +61,8 @@ def run(
     write_config_to: str | None,
     init_only: bool,
     after_kube_proxy: bool,
+    cleanup_at_exit: bool,
+    cleanup: bool,
     **told: Any,
 ) -> None:
     """Serve the services of this node until SIGTERM.
@@ -56,6 +70,13 @@ def run(
     Takes kube-proxy's flags, too; those that have no effect are named in the log. What was
     programmed stays when the daemon ends; `vipd cleanup` removes it.
     """
+    if cleanup:
+        from vipd.proxy.cli.cleanup import cleanup as command
+
+        where = {name: told[name] for name in ("config", "socket")}
+        others = ("dry_run", "kube_proxy", "only_kube_proxy", "as_json")
+        only_ours = dict.fromkeys(others, False)
+        click.get_current_context().invoke(command, mode=None, **only_ours, **where)
     import asyncio
 
     from vipd.proxy import daemon, logs
@@ -88,4 +109,11 @@ def run(
         adjust_oom_score(config.oom_score_adjust)
     # Here, where Ctrl-C still ends the process: standard input may keep it waiting.
     chosen = source(config)
-    asyncio.run(daemon.run(config, chosen, said, after_kube_proxy=after_kube_proxy))
+    at_exit: daemon.AtExit | None = None
+    if cleanup_at_exit:
+        from vipd.proxy.cleanup import clean_at_exit
+
+        at_exit = clean_at_exit
+    asyncio.run(
+        daemon.run(config, chosen, said, after_kube_proxy=after_kube_proxy, at_exit=at_exit)
+    )

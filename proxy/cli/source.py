@@ -24,9 +24,11 @@ def source(config: Config, *, node: bool = True) -> Source:
     if not config.kubeconfig and _SAYS_CLUSTER not in os.environ:
         why = "say where the services are: --manifests DIR or --kubeconfig FILE (or run in a pod)"
         raise ConfigError("--manifests", why)
+    from vipd.proxy import undumped
     from vipd.proxy.sources.kubernetes.resources import Wanted
     from vipd.proxy.sources.kubernetes.source import KubernetesSource
 
+    undumped.keep_from_dumps()
     wanted = Wanted(names=bool(config.dns.listen), pods=config.dns.pods == "verified")
     name = config.node.node_name if node else ""
     return KubernetesSource(config.kubeconfig or None, name, wanted)

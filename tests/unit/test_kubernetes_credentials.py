@@ -203,11 +203,11 @@ async def test_a_plugin_is_asked_again_when_what_it_said_expires(
 async def test_a_plugin_that_fails_or_hangs(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials, "PLUGIN_SECONDS", 0.2)
-    for command, why in (("/bin/false", "returned 1"), ("/nowhere/plugin", "/nowhere/plugin")):
+    for command, why in (("/bin/false", "status 1"), ("/nowhere/plugin", "/nowhere/plugin")):
         told = {"apiVersion": "client.authentication.k8s.io/v1", "command": command}
         with pytest.raises(SourceError, match=why):
             await asked(write("https://127.0.0.1:1", {"exec": told}))
+    monkeypatch.setattr(credentials, "PLUGIN_SECONDS", 0.2)
     hangs = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "command": "/bin/sleep",

@@ -8,10 +8,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from vipd.proxy.sources.kubernetes import wire
-from vipd.proxy.sources.kubernetes.credentials import Access, Credentials
+from vipd.proxy.sources.kubernetes.credentials import Access, Credentials, place
 from vipd.proxy.version import VERSION
 
 if TYPE_CHECKING:
@@ -19,10 +18,17 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
-"""Without a byte for so long a list or a single answer is given up."""
-MAX_PAGE_BYTES = 64 << 20
+"""Without a byte for so long a list or a single answer is given up; the head of an answer has to
+be there as a whole by then."""
+WHOLE_SECONDS = 300.0
+"""An answer that is not there as a whole by then is given up, however steadily it comes."""
+MAX_PAGE_BYTES = 32 << 20
 MAX_ERROR_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 18
+MOST_REASON = 300
+"""Characters that are told of what others say of a failure."""
+MOST_RETRY_SECONDS = 1 << 16
+"""Far beyond what is obeyed (pace.py), and a number that every float holds."""
 
 
 class ApiError(Exception):
@@ -56,7 +62,10 @@ class Api:
 
     async def get(self, path: str, params: Mapping[str, str]) -> bytes:
         """Return a whole answer. Raise ApiError, TooLarge or SourceError."""
-        async with self._asked("GET", path, params, ANSWER_SECONDS) as response:
+        async with (
+            self._asked("GET", path, params, ANSWER_SECONDS) as response,
+            asyncio.timeout(WHOLE_SECONDS),
+        ):
             parts, size = [], 0
             while chunk := await response.content.read(CHUNK_BYTES):
                 size += len(chunk)
@@ -111,30 +120,45 @@ class Api:
             form = "merge-patch+json" if method == "PATCH" else "json"
             headers["Content-Type"] = f"application/{form}"
         try:
-            async with self._pool().request(
-                method,
-                f"{access.server}{path}",
-                params=params,
-                data=body,
-                headers=headers,
-                timeout=ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence),
-                ssl=access.ssl if access.ssl is not None else True,
-                server_hostname=access.server_name,
-                proxy=access.proxy,
-                allow_redirects=False,  # credentials are for this server only
-            ) as response:
-                if response.status >= 300:
-                    await self._fail(response, access)
+            async with contextlib.AsyncExitStack() as stack:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    request = self._pool().request(
+                        method,
+                        f"{access.server}{path}",
+                        params=params,
+                        data=body,
+                        headers=headers,
+                        timeout=ClientTimeout(
+                            total=None, sock_connect=CONNECT_SECONDS, sock_read=silence
+                        ),
+                        ssl=access.ssl if access.ssl is not None else True,
+                        server_hostname=access.server_name,
+                        proxy=access.proxy,
+                        allow_redirects=False,  # credentials are for this server only
+                    )
+                    try:
+                        response = await stack.enter_async_context(request)
+                    except ValueError as error:
+                        if isinstance(error, ClientError):  # some are both
+                            raise
+                        # A name that TLS or the resolver cannot take.
+                        raise ApiError(
+                            0, f"cannot be asked: {_plain(str(error), access)}"
+                        ) from None
+                    if response.status >= 300:
+                        await self._fail(response, access)
                 yield response
         except (ClientError, TimeoutError, OSError) as error:
-            raise ApiError(0, f"{_host(access.server)}: {_reason(error)}") from error
+            # Its text, and that of what caused it, may hold the URL of a proxy with a password.
+            raise ApiError(0, f"{place(access.server)}: {_reason(error, access)}") from None
 
     def _pool(self) -> "ClientSession":
-        from aiohttp import ClientSession, TCPConnector
+        from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 
         if self._session is None:
             self._session = ClientSession(
                 connector=TCPConnector(limit=0, keepalive_timeout=30),
+                cookie_jar=DummyCookieJar(),  # the API has none, and nothing bounds their number
                 headers={"User-Agent": f"vipd/{VERSION}"},
                 auto_decompress=True,
                 read_bufsize=CHUNK_BYTES,
@@ -146,25 +170,31 @@ class Api:
         if response.status == 401:
             self._credentials.doubt(access)
         told = wire.status(await response.content.read(MAX_ERROR_BYTES))
-        why = (told.message or response.reason or "").strip()[:300]
+        why = _plain(f"{response.status} {told.message or response.reason or ''}", access)
         after = _seconds(response.headers.get("Retry-After"))
         if after is None and told.details is not None:
             asked = told.details.retry_after_seconds
-            after = None if asked is None else float(asked)
-        raise ApiError(
-            response.status, f"{_host(access.server)}: {response.status} {why}".rstrip(), after
-        )
+            after = None if asked is None else float(min(asked, MOST_RETRY_SECONDS))
+        raise ApiError(response.status, f"{place(access.server)}: {why}", after)
 
 
-def _host(server: str) -> str:
-    """Return host and port: a URL might hold a password."""
-    return urlsplit(server).netloc.rpartition("@")[2]
+def _reason(error: BaseException, access: Access) -> str:
+    """Return what went wrong below HTTP, without the URL, which may hold a password."""
+    from aiohttp import ClientResponseError, InvalidURL
+
+    if isinstance(error, InvalidURL):
+        return "the URL is none"
+    if isinstance(error, ClientResponseError):
+        return _plain(f"{error.status or ''} {error.message}", access)
+    if isinstance(error, TimeoutError):
+        return _plain(str(error), access) or "no answer in time"
+    return _plain(str(error), access) or type(error).__name__
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, asyncio.TimeoutError):
-        return str(error) or "no answer"
-    return str(error) or type(error).__name__
+def _plain(text: str, access: Access) -> str:
+    """Return what others say so that a log can have it: short, printable, no credentials."""
+    text = access.without_secrets(text)[:MOST_REASON]
+    return "".join(one if one.isprintable() else " " for one in text).strip()
 
 
 def _seconds(text: str | None) -> float | None:

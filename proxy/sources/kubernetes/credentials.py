@@ -10,18 +10,23 @@ exec plugins. They are read again when they are older than a minute, as client-g
 
 import asyncio
 import importlib.util
+import logging
 import os
+import re
 import ssl
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from hashlib import sha256
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 from yaml import YAMLError
 
 from vipd.proxy.errors import ConfigError, SourceError
+from vipd.proxy.sources.kubernetes.plugin import Plugin
 
 FRESH_SECONDS = 60.0
 PLUGIN_SECONDS = 60.0
@@ -43,7 +48,27 @@ class Access(Struct, frozen=True):
     """The header's value, empty where a client certificate says who we are. A secret."""
 
     def __repr__(self) -> str:
-        return f"Access({self.server})"
+        return f"Access({place(self.server)})"
+
+    def without_secrets(self, text: str) -> str:
+        """Return a text of others without any of these credentials that it quotes."""
+        scheme, _, told = self.authorization.partition(" ")
+        quoted = {self.authorization, told}
+        if scheme == "Basic":
+            quoted.add(b64decode(told).decode().partition(":")[2])
+        for url in filter(None, (self.server, self.proxy)):
+            who = urlsplit(url).netloc.rpartition("@")[0]
+            password = who.partition(":")[2]
+            quoted |= {who, password, unquote(password)}
+            quoted.add(b64encode(unquote(who).encode()).decode())
+        for one in sorted(quoted, key=len, reverse=True):
+            text = text.replace(one, "***") if one else text
+        return text
+
+
+def place(url: str) -> str:
+    """Return host and port of a URL: it may also hold a password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 class Credentials:
@@ -90,6 +115,8 @@ class Credentials:
         except TimeoutError as error:
             why = f"the exec plugin took longer than {PLUGIN_SECONDS:.0f} s"
             raise SourceError(f"{self.origin}: {why}") from error
+        except SourceError as error:  # of the plugin
+            raise SourceError(f"{self.origin}: {error}") from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             why = error.strerror or str(error)
@@ -98,8 +125,11 @@ class Credentials:
             # Its text quotes the line, which may be the token.
             raise ConfigError(self.origin, f"is no YAML: {type(error).__name__}") from None
         except library.ConfigException as error:
-            raise SourceError(f"{self.origin}: {error}") from error
-        except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+            raise SourceError(f"{self.origin}: {_unquoted(str(error))}") from None
+        except (
+            *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
+            *(ArithmeticError, RecursionError),
+        ) as error:
             # What the library makes of a file of another shape.
             raise ConfigError(self.origin, f"is no kubeconfig: {type(error).__name__}") from None
         finally:
@@ -119,16 +149,24 @@ class Credentials:
         if plugin:  # it is asked again when what it said expires
             await self._loader.load_and_set(configuration)
             return
-        self._loader = await library.kubeconfig(
-            config_file=self._kubeconfig,
-            client_configuration=configuration,
-            persist_config=False,
-        )
+        self._loader = library.kubeconfig(self._kubeconfig)
+        if self._loader.provider:
+            # The library would send client secrets to servers whose certificate it does not check.
+            why = f"auth-provider {self._loader.provider!r:.64} is not supported; use exec"
+            raise ConfigError(self.origin, f"users[].user: {why}")
+        await self._loader.load_and_set(configuration)
 
     def _made(self, told: Any) -> Access:
+        authorization = str(told.api_key.get("BearerToken", "")).strip()
+        if not authorization.isprintable() or not authorization.isascii():
+            raise ConfigError(self.origin, "the token has characters that no token has")
         host = str(told.host).rstrip("/")
-        if not host.startswith(("https://", "http://")):
-            raise ConfigError(self.origin, f"clusters[].cluster.server: {host[:200]!r} is no URL")
+        _expect_url(self.origin, "server", host)
+        if "@" in urlsplit(host).netloc and authorization:
+            why = "has a name or a password, and so has the user; one of them is wrong"
+            raise ConfigError(self.origin, f"clusters[].cluster.server: {why}")
+        if told.proxy:
+            _expect_url(self.origin, "proxy-url", str(told.proxy))
         context = None
         if host.startswith("https://"):
             context = self._context(told)
@@ -137,7 +175,7 @@ class Credentials:
             ssl=context,
             server_name=told.tls_server_name or None,
             proxy=told.proxy or None,
-            authorization=str(told.api_key.get("BearerToken", "")).strip(),
+            authorization=authorization,
         )
 
     def _context(self, told: Any) -> ssl.SSLContext:
@@ -162,6 +200,24 @@ class Credentials:
             raise ConfigError(self.origin, why) from error
         self._digest = digest
         return context
+
+
+def _expect_url(origin: str, field: str, url: str) -> None:
+    """Raise ConfigError where a URL is none; what it says is not quoted, since it may be secret."""
+    try:
+        told = urlsplit(url)
+        fine = told.scheme in ("https", "http") and bool(told.hostname) and told.port != 0
+    except ValueError:
+        fine = False
+    if not fine or not url.isprintable():
+        why = "is no URL of the form https://HOST:PORT"
+        raise ConfigError(origin, f"clusters[].cluster.{field}: {why}")
+
+
+def _unquoted(text: str) -> str:
+    """Return what the library says of a file without the parts of it that it quotes, which may be
+    a whole user with its token."""
+    return re.sub(r"\{.*\}", "{…}", text, flags=re.DOTALL)[:300]
 
 
 def _content(path: str) -> bytes:
@@ -196,16 +252,20 @@ def _library() -> _Library:
             module.__path__ = [path]
             sys.modules[name] = module
         configuration = importlib.import_module(f"{_LIBRARY}.client.configuration")
+        # It logs what errors say, without a look at whether they quote credentials.
+        logging.getLogger(_LIBRARY).setLevel(logging.CRITICAL + 1)
         client: Any = sys.modules[f"{_LIBRARY}.client"]
         client.Configuration = configuration.Configuration
         client.ApiClient = None
     configuration = importlib.import_module(f"{_LIBRARY}.client.configuration")
     files = importlib.import_module(f"{_LIBRARY}.config.kube_config")
+    provider = importlib.import_module(f"{_LIBRARY}.config.exec_provider").ExecProvider
+    files.ExecProvider = lambda told: Plugin(provider(told))  # type: ignore[attr-defined]
     pods = importlib.import_module(f"{_LIBRARY}.config.incluster_config")
     return _Library(
         configuration.Configuration,
         files.ConfigException,
-        files.load_kube_config,
+        files._get_kube_config_loader_for_yaml_file,
         pods.load_incluster_config,
         files._cleanup_temp_files,
     )

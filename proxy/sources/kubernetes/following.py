@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 
 import structlog
 from msgspec import Raw
@@ -31,6 +32,8 @@ SILENCE_SECONDS = 90.0
 """Bookmarks come every minute (apiserver: bookmarkFrequency): a watch without is dead."""
 MAX_LINE_BYTES = 24 << 20
 """The API server takes objects of up to 3 MiB; what known.py decodes is bounded more closely."""
+LIST_SECONDS = 900.0
+"""A list that is not complete by then is given up, however steadily it comes."""
 ABSENT_SECONDS = 300.0
 """A kind that the server does not have, or does not let us read, is asked for again after this."""
 RESUMED = frozenset({0, 401, 429, 503})
@@ -75,6 +78,7 @@ class Following:
         self._known = Known(resource.kind, self._origin)
         self._pace = Pace(lots)
         self._failing = False
+        self._since_text = ""
         self._page_objects = PAGE_OBJECTS
         self._streams = True
         """Whether the server is thought to tell a list by way of a watch (WatchList)."""
@@ -117,18 +121,31 @@ class Following:
         if not self._resource.needed and code >= 400:
             await self._tell([Synced()])
         asked = error.retry_after if isinstance(error, ApiError) else None
-        await asyncio.sleep(ABSENT_SECONDS if absent else self._pace.failed(asked))
+        # One that was there is soon there again: rights change, servers are replaced.
+        is_lasting = absent and self.heard_at is None
+        await asyncio.sleep(ABSENT_SECONDS if is_lasting else self._pace.failed(asked))
         return version if code in RESUMED else ""
 
     async def _fails(self, error: Exception) -> None:
         """Tell of a failure; what was known stays."""
         self._failing = True
-        why = f"{error}; what was read before is kept"
+        why = f"{error}; {self._since()}; what was read before is kept"
         told = ManifestError("API server", self._resource.plural, "", why)
         await self._tell([Problem(self._origin, told)])
 
+    def _since(self) -> str:
+        """Return since when nothing is heard; the same text for as long as that lasts."""
+        if self.heard_at is None:
+            return "nothing heard yet"
+        if not self._since_text:
+            ago = self._clock() - self.heard_at
+            at = datetime.fromtimestamp(time.time() - ago, UTC)
+            self._since_text = f"nothing heard since {at:%Y-%m-%d %H:%M:%S} UTC"
+        return self._since_text
+
     async def _works(self) -> None:
         self.heard_at = self._clock()
+        self._since_text = ""
         if self._failing:
             self._failing = False
             await self._tell([Problem(self._origin, None)])
@@ -152,13 +169,15 @@ class Following:
         return await self._list_in_pages()
 
     async def _list_in_pages(self) -> str:
-        more = ""
+        more, began = "", self._clock()
         while True:
+            self._expect_end(began)
             params = {**self._selectors(), "limit": str(self._page_objects)}
             if more:
                 params["continue"] = more
             try:
-                page = wire.page(await self._api.get(self._resource.path, params))
+                text = await self._api.get(self._resource.path, params)
+                page = wire.page(text, self._resource.kind.value)
             except TooLarge:
                 if self._page_objects == 1:
                     raise
@@ -186,14 +205,23 @@ class Following:
             "resourceVersionMatch": "NotOlderThan",
             "timeoutSeconds": str(WATCH_SECONDS),
         }
-        lines = Lines(MAX_LINE_BYTES)
+        lines, began = Lines(MAX_LINE_BYTES), self._clock()
         async with self._api.watch(self._resource.path, params, SILENCE_SECONDS) as chunks:
             async for chunk in chunks:
+                self._expect_end(began)
                 version, complete = await self._take(lines, chunk, "")
                 if complete:
                     await self._tell(self._known.complete())
                     return version
         raise ApiError(0, "the list broke off")
+
+    def _expect_end(self, began: float) -> None:
+        """Raise ApiError where a list that began then is not to be waited for any longer.
+
+        Asked between its parts: what was told of them is taken in any case.
+        """
+        if self._clock() - began > LIST_SECONDS:
+            raise ApiError(0, f"the list was not complete after {LIST_SECONDS:.0f} s")
 
     async def _watch(self, version: str) -> str:
         """Follow until the watch ends, and return the version it came to."""
@@ -209,8 +237,14 @@ class Following:
             async with self._api.watch(self._resource.path, params, SILENCE_SECONDS) as chunks:
                 stands = True
                 await self._works()
+                heard = self._clock()
                 async for chunk in chunks:
-                    self.heard_at = self._clock()
+                    now = self._clock()
+                    if b"\n" in chunk:
+                        self.heard_at = heard = now
+                    elif now - heard > SILENCE_SECONDS:  # bytes that never make a line
+                        log.info("watch replaced", what=self._resource.plural, why="half a line")
+                        break
                     version, _ = await self._take(lines, chunk, version)
         except ApiError as error:
             if error.code == 410:

@@ -190,7 +190,7 @@ class NoticeWriter:
         params = {"fieldSelector": place, "resourceVersion": "0", "limit": "1"}
         text = await api.get(f"{root}/{subject.api_version}/{plural}", params)
         try:
-            items = wire.page(text).items
+            items = wire.page(text, subject.kind).items
             return (wire.head(items[0]).metadata.uid or "") if items else None
         except wire.WireError as error:
             raise ApiError(0, f"the list {error}") from error

@@ -18,8 +18,9 @@ from vipd.proxy.sources.kubernetes.following import Following, Tell, origin
 from vipd.proxy.sources.kubernetes.notice_writer import Counts, NoticeWriter
 from vipd.proxy.sources.kubernetes.resources import Wanted, resources
 
-MOST_WAITING = 64
-"""Batches that wait to be taken; the connections wait then."""
+MOST_WAITING = 4
+"""Batches that wait to be taken; the connections wait then. A batch is a page, or what came at once
+of a watch: some hundred objects, which take several times the memory of their text."""
 
 
 class KubernetesSource:

@@ -31,6 +31,7 @@ class Page(Struct, gc=False):
     """A list, or a part of one. `items` null is how Go may write an empty one."""
 
     metadata: PageMetadata = msgspec.field(default_factory=PageMetadata)
+    kind: str | None = None
     items: list[Raw] | None = None
 
 
@@ -73,7 +74,8 @@ class Status(Struct, gc=False):
     details: StatusDetails | None = None
 
     def __str__(self) -> str:
-        return f"{self.code or ''} {self.message or self.reason or ''}".strip()[:300]
+        text = f"{self.code or ''} {self.message or self.reason or ''}"[:300]
+        return "".join(one if one.isprintable() else " " for one in text).strip()
 
 
 _PAGE = msgspec.json.Decoder(Page)
@@ -82,9 +84,13 @@ _HEAD = msgspec.json.Decoder(Head)
 _STATUS = msgspec.json.Decoder(Status)
 
 
-def page(text: bytes) -> Page:
-    """Read a list. Raise WireError."""
-    return _read(_PAGE, text, "a list")
+def page(text: bytes, kind: str) -> Page:
+    """Read a list of a kind of object. Raise WireError, also where it is of another kind: an empty
+    one would say that everything is gone."""
+    told = _read(_PAGE, text, "a list")
+    if told.kind != f"{kind}List":
+        raise WireError(f"is not a {kind}List but {(told.kind or 'nothing')[:64]!r}")
+    return told
 
 
 def line(text: bytes) -> Line:
