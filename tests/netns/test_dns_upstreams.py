@@ -28,8 +28,8 @@ from tests.unit.dns_forward_servers import (
     rcode,
     read,
     texts,
-    until,
 )
+from tests.waiting import until
 
 from vipd.bench import lab_netns
 from vipd.bench.lab import obstacle

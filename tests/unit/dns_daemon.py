@@ -1,7 +1,6 @@
 """What the tests of DNS workers share: a daemon as far as DNS is concerned."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.unit.dns_server import Datagrams, addresses, question, rcode
@@ -60,12 +59,6 @@ def has_ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 - a process ends, which no event here tells
-            await asyncio.sleep(0.01)
 
 
 async def shown(client: Datagrams, address: str) -> None:

@@ -327,10 +327,3 @@ def counted(forwarder: Forwarder, name: str, **labels: str) -> float:
         for one in forwarder.samples()
         if one.name == name and labels.items() <= dict(one.labels).items()
     )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let others run until it holds; for what no event tells of."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)

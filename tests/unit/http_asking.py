@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from ipaddress import ip_address
 
 from msgspec import Struct
@@ -106,13 +106,6 @@ async def send(host: str, port: int, request: bytes) -> Told:
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
     return Told(int(first.split()[1]), {k.lower(): v for k, v in headers.items()}, body)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until something that has no event holds."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

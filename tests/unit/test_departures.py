@@ -1,12 +1,13 @@
 """Endpoints that left, and when their flows are ended."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 import structlog
 from tests.unit.one_service import FOUR, ONE, TCP, THREE, TWO, UDP, applied
+from tests.waiting import until
 
 from vipd.backends.protocol import Departed
 from vipd.proxy import departures as module
@@ -260,9 +261,3 @@ async def test_the_task_wakes_for_what_is_due(running: World) -> None:
     await asyncio.sleep(0)
     running.endpoints(ONE, annotations=annotation)
     await until(lambda: len(running.cut) == 2)
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from tests.unit.test_kubernetes_source import endpoint_slice, kubeconfig, service
+from tests.api.follower import endpoint_slice, kubeconfig, service
 
 from vipd.bench.api_server import ApiServer
 from vipd.bench.api_store import Store

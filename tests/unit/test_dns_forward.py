@@ -24,9 +24,9 @@ from tests.unit.dns_forward_servers import (
     serving,
     texts,
     truncated,
-    until,
     wire,
 )
+from tests.waiting import until
 
 from vipd.dns.forward import fetch, reading
 from vipd.dns.forward.forwarder import Forwarder

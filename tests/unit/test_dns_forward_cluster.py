@@ -10,6 +10,7 @@ import pytest
 from tests.unit import dns_forward_servers as others
 from tests.unit.dns_server import Datagrams, Served, question, rcode, served, zone
 from tests.unit.dns_zone_facts import alias, own
+from tests.waiting import until
 
 from vipd.dns import names
 from vipd.dns.facts import ServiceFacts
@@ -185,7 +186,7 @@ async def test_one_pod_does_not_take_forwarding_from_the_others() -> None:
                     if n % 50 == 49:
                         await asyncio.sleep(0)
                 # More than its part fail at once.
-                await others.until(
+                await until(
                     lambda: others.counted(forwarder, rejected) + part >= 500 * burst  # noqa: B023
                 )
                 assert others.counted(forwarder, under_way) <= part

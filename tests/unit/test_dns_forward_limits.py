@@ -25,9 +25,9 @@ from tests.unit.dns_forward_servers import (
     says,
     serving,
     texts,
-    until,
     wire,
 )
+from tests.waiting import until
 
 from vipd.dns.forward import upkeep
 from vipd.dns.forward import wire as of

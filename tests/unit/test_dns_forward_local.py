@@ -19,9 +19,9 @@ from tests.unit.dns_forward_servers import (
     says,
     serving,
     texts,
-    until,
     wire,
 )
+from tests.waiting import until
 
 from vipd.dns.forward import sources
 from vipd.dns.forward.forwarder import Forwarder

@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 import pytest
 import pytest_asyncio
-from tests.unit.dns_daemon import SETTINGS, Daemon, has_ended, shown, until, web
+from tests.unit.dns_daemon import SETTINGS, Daemon, has_ended, shown, web
 from tests.unit.dns_server import WEB, Client, Datagrams, Stream, question
+from tests.waiting import until
 
 from vipd.dns.forward.forwarder import Forwarder
 from vipd.dns.server import http, metrics_server

@@ -13,7 +13,7 @@ import dns.message
 import dns.rcode
 import msgspec
 import pytest
-from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, until, web
+from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, web
 from tests.unit.dns_server import (
     Client,
     Datagrams,
@@ -23,6 +23,7 @@ from tests.unit.dns_server import (
     rcode,
     served,
 )
+from tests.waiting import until
 
 from vipd.dns.facts import ServiceFacts
 from vipd.dns.feed import Portion

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest_asyncio
 from tests.unit.dns_server import (
@@ -17,6 +17,7 @@ from tests.unit.dns_server import (
     served,
     zone,
 )
+from tests.waiting import until
 
 from vipd.dns.answer import Answers
 
@@ -33,12 +34,6 @@ async def client(server: Served) -> AsyncIterator[Stream]:
     made = await Stream.to(server.tcp_address)
     yield made
     await made.close()
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 - what others do with a socket, no event tells
-            await asyncio.sleep(0.01)
 
 
 async def test_questions_one_after_the_other(server: Served, client: Stream) -> None:

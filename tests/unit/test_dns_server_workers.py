@@ -15,8 +15,9 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 from structlog.testing import capture_logs
-from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, status_of, until, web
+from tests.unit.dns_daemon import NAME, SETTINGS, Daemon, has_ended, shown, status_of, web
 from tests.unit.dns_server import WEB, Datagrams, Stream, addresses, question, rcode
+from tests.waiting import until
 
 from vipd.dns.feed import Kept, Portion, Untold
 from vipd.dns.forward.settings import ForwardSettings

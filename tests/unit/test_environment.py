@@ -350,7 +350,7 @@ async def test_the_daemon_is_asked_over_its_socket(tmp_path: Path) -> None:
     source, sync = ManifestSource([str(file)]), Sync(NodeSettings(node_name="node"))
     sync.take([*source._reading.refresh(0.0), Synced()])
     nothing: Any = None
-    answers = Answers(nothing, sync, nothing, nothing, source, 0.0, nothing)
+    answers = Answers(nothing, sync, nothing, nothing, source, 0.0, nothing, nothing, nothing)
     asked = ("--socket", path, "-n", "shop", "--format", "json")
     async with await control.serve(path, answers.requests()):
         told = await asyncio.to_thread(vipd_env, *asked)

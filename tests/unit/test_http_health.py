@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.http_asking import ANYWHERE, World, ask, free_port, running, until
+from tests.unit.http_asking import ANYWHERE, World, ask, free_port, running
 from tests.unit.test_sync import Rig, key
+from tests.waiting import until
 
 from vipd.proxy import dataplane as dataplane_module
 from vipd.proxy.decode import decode

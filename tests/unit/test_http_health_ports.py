@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from ipaddress import ip_address, ip_network
 
 import pytest
-from tests.unit.http_asking import DEADLINE_SECONDS, Told, World, ask, free_port, running, until
+from tests.unit.http_asking import DEADLINE_SECONDS, Told, World, ask, free_port, running
+from tests.waiting import until
 
 from vipd.proxy.events import Applied, Deleted, Kind, OwnAddresses
 from vipd.proxy.http import (

@@ -6,7 +6,8 @@ import logging
 import socket
 
 import pytest
-from tests.unit.http_asking import World, running, send, until
+from tests.unit.http_asking import World, running, send
+from tests.waiting import until
 
 from vipd.proxy.http import crowd
 from vipd.proxy.http import server as server_module

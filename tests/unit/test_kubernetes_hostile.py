@@ -10,17 +10,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from tests.unit.test_kubernetes_source import (
-    Follow,
-    endpoint_slice,
-    follow,
-    kubeconfig,
-    name,
-    service,
-    serving,
-    soon,
-    store,
-)
+from tests.api.follower import endpoint_slice, kubeconfig, name, service
+from tests.unit.test_kubernetes_source import Follow, follow, serving, soon, store
 
 from vipd.bench.api_server import ApiServer, failure
 from vipd.bench.api_store import Json, Store

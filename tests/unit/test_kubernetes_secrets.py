@@ -14,7 +14,9 @@ import pytest
 import trustme
 import yaml
 from aiohttp import web
-from tests.unit.test_kubernetes_source import DEADLINE_SECONDS, kubeconfig, soon
+from tests.api.follower import DEADLINE_SECONDS, kubeconfig
+from tests.unit.test_kubernetes_source import soon
+from tests.waiting import until
 
 from vipd.bench.api_server import ApiServer, failure
 from vipd.bench.api_store import Json, Store
@@ -233,8 +235,8 @@ async def test_a_plugin_does_not_outlive_its_time(
     path = tmp_path / "kubeconfig"
     kubeconfig(path, f"http://{NOBODY}", plugin(script))
     assert "took longer than" in await what_is_said(path)
-    for pid in (tmp_path / "pids").read_text().split():
-        assert not _runs(pid)
+    started = (tmp_path / "pids").read_text().split()
+    await until(lambda: not any(map(_runs, started)))
 
 
 async def test_a_plugin_that_never_stops_printing(tmp_path: Path) -> None:

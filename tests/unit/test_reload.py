@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
-from tests.unit.dns_daemon import until
+from tests.waiting import until
 
 from vipd.proxy.config import Config, Flags, load
 from vipd.proxy.events import Applied, Synced

@@ -2,10 +2,11 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
+from tests.waiting import until
 
 from vipd.backends.nftables.notified import (
     MOST_BESIDE,
@@ -138,12 +139,6 @@ async def watched() -> AsyncIterator[Watched]:
 
 def _is_mended(watched: Watched, times: int) -> bool:
     return watched.mended == times
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 - states without an event
-            await asyncio.sleep(0)
 
 
 async def test_what_is_told_is_put_right_and_counted(watched: Watched) -> None:

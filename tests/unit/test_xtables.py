@@ -168,7 +168,7 @@ async def test_the_variant_in_use_holds_rules_or_is_the_hosts(
 async def test_kubelets_variant_is_the_hosts_whatever_is_in_the_image(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, nft: str, legacy: str, in_use: Variant
 ) -> None:
-    monkeypatch.setattr(xtables, "_loaded", lambda *_: True)
+    monkeypatch.setattr(xtables, "loaded", lambda *_: True)
     tools = fake(
         None,
         iptables='echo "iptables v1.8.9 (nf_tables)"',
