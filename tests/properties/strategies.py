@@ -238,7 +238,6 @@ node_settings = st.builds(
     node_port_addresses=st.sampled_from(
         [None, (), _networks("192.168.0.0/24"), _networks("192.168.0.11/32", "fd00:192::11/128")]
     ),
-    node_port_primary=rarely,
     service_cidrs=st.sampled_from([(), _networks("10.96.0.0/16", "fd00:96::/112")]),
 )
 
