@@ -164,10 +164,10 @@ class Netlink:
             for kind, _, number, message in split(self._receive()):
                 if number != wanted:
                     continue
-                if kind == ERROR:
+                if kind in (ERROR, DONE):  # the end of a listing says, too, whether it failed
                     code = error_of(message)
-                    raise OSError(code, os.strerror(code))
-                if kind == DONE:
+                    if code:
+                        raise OSError(code, os.strerror(code))
                     return
                 yield message
             if time.monotonic() > until:

@@ -7,13 +7,13 @@ shown (metrics/), or commit anything. Costs O(change), and nothing where nothing
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from vipd.proxy.events import Applied, Deleted, Event, Kind, OwnAddresses, kind_of
+from vipd.proxy.events import Applied, Deleted, Event, Kind, OwnAddresses
 from vipd.proxy.measured import SYNC_SECONDS, Distribution
-from vipd.proxy.model import EndpointSlice
+from vipd.proxy.model import EndpointSlice, Namespace, Node, Pod, Service, ServiceCIDR
 from vipd.proxy.names import Family, NamespacedName
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Changes, Key, Table
@@ -25,6 +25,16 @@ NETWORK_PROGRAMMING_SECONDS = (
 """As kube-proxy's (pkg/proxy/metrics/metrics.go, v1.36)."""
 MOST_WAITING = 10_000
 """Triggers that wait for their commit; of more, the time is not measured."""
+
+KINDS: Mapping[type, Kind] = {
+    Service: Kind.SERVICE,
+    EndpointSlice: Kind.ENDPOINT_SLICE,
+    Pod: Kind.POD,
+    Node: Kind.NODE,
+    Namespace: Kind.NAMESPACE,
+    ServiceCIDR: Kind.SERVICE_CIDR,
+}
+"""The kind of each type of object."""
 
 Waiting = dict[tuple[NamespacedName, Family], list[float]]
 
@@ -94,24 +104,24 @@ class Programming:
 
     def told(self, events: Sequence[Event], before: Snapshot, *, listed: bool) -> None:
         """Note events; their triggers matter once everything has been listed."""
-        now = self._clock()
         self._fresh = {}
-        for event in events:
-            match event:
-                case Applied(thing):
-                    kind = kind_of(thing)
-                    if listed and isinstance(thing, EndpointSlice):
-                        self._trigger(thing, before)
-                case Deleted(kind):
-                    pass
-                case OwnAddresses():
-                    self.last_event["Address"] = now
-                    continue
-                case _:
-                    continue
+        kinds: Counter[Kind] = Counter()
+        # By type first, as kinds hash slowly, and the first list has 100,000 objects.
+        applied = Counter(type(one.object) for one in events if isinstance(one, Applied))
+        for of, number in applied.items():
+            kinds[KINDS[of]] += number
+        kinds.update(one.kind for one in events if isinstance(one, Deleted))
+        now = self._clock()
+        for kind, number in kinds.items():
             self.last_event[kind.value] = now
             if kind in self.changes:
-                self.changes[kind].total += 1
+                self.changes[kind].total += number
+        if any(isinstance(one, OwnAddresses) for one in events):
+            self.last_event["Address"] = now
+        if listed and EndpointSlice in applied:
+            for one in events:
+                if isinstance(one, Applied) and isinstance(one.object, EndpointSlice):
+                    self._trigger(one.object, before)
 
     def _trigger(self, one: EndpointSlice, before: Snapshot) -> None:
         if one.triggered is None or one.triggered.timestamp() < self.started:

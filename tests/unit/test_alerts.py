@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.unit.metric_names import EVERYTHING, named
+from tests.unit.test_metrics import Rig
 
 from vipd.dns.server.metrics import METRICS as OF_DNS
 
@@ -111,9 +112,11 @@ QUIET = {
 }
 
 
-def promtool(*arguments: str) -> str:
+def promtool(*arguments: str, text: str = "") -> str:
     assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [PROMTOOL, *arguments], input=text, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -145,6 +148,12 @@ def test_each_alert_fires_alone_and_none_on_a_quiet_node(tmp_path: Path) -> None
     path = tmp_path / "alerts.test.yaml"
     path.write_text(yaml.safe_dump(told))
     promtool("test", "rules", str(path))
+
+
+@needs_promtool
+def test_our_names_are_as_prometheus_wants_them() -> None:
+    lines = Rig().text().decode().splitlines(keepends=True)
+    promtool("check", "metrics", text="".join(one for one in lines if "kubeproxy_" not in one))
 
 
 def queries() -> Iterator[tuple[str, str]]:

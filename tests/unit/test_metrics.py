@@ -1,6 +1,7 @@
 """The exposition: every part's facts under their names, with kube-proxy's buckets, per mode."""
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable
 from types import SimpleNamespace
@@ -117,14 +118,18 @@ class Rig:
         told = replace(status(GOOD), drains=drains, conflicts=("c",), departed=5, flows_cut=6)
         return replace(told, mode=self.serving.mode, workers_wanted=2)
 
-    def families(self) -> dict[str, Metric]:
-        """Read everything and return the families as Prometheus reads them."""
+    def text(self) -> bytes:
+        """Read everything and return what Prometheus is told."""
 
         async def made() -> bytes:
             await self.counters.refresh()
             return written.text(self.subjects, await self.status())
 
-        return {one.name: one for one in parsed(asyncio.run(made()))}
+        return asyncio.run(made())
+
+    def families(self) -> dict[str, Metric]:
+        """Return what is told as Prometheus reads it."""
+        return {one.name: one for one in parsed(self.text())}
 
 
 def parsed(text: bytes) -> Iterable[Metric]:
@@ -251,6 +256,13 @@ def test_ports_without_an_endpoint_here() -> None:
         )
     )
     assert found == {(Family.IPV4, "internal"): 1, (Family.IPV4, "external"): 1}
+
+
+async def test_connections_can_be_switched_off() -> None:
+    rig = Rig()
+    text = await Metrics(dataclasses.replace(rig.subjects, counters=None), rig.status).exposition()
+    assert rig.driver.tallies == 0
+    assert not [one for one in parsed(text) if "connection" in one.name]
 
 
 # When it is read

@@ -1,15 +1,16 @@
 """What is measured from an event to its commit."""
 
 from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 from immutables import Map
 from msgspec.structs import replace
 
 from vipd.proxy.events import Applied, Deleted, Event, Kind, OwnAddresses, Synced
-from vipd.proxy.model import EndpointSlice
+from vipd.proxy.model import EndpointSlice, KubernetesObject
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
-from vipd.proxy.programming import MOST_WAITING, Kinds, Programming
+from vipd.proxy.programming import KINDS, MOST_WAITING, Kinds, Programming
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, Table, VirtualServer
 from vipd.proxy.virtualserver import Kind as ServerKind
@@ -136,3 +137,8 @@ def test_a_sync_counts_for_the_families_that_it_is_about(told: Programming, cloc
     assert told.failures == {(("nftables", False), Family.IPV6): 1}
     assert told.failed_syncs == {("nftables", False): 1}
     assert (told.counts, told.objects) == ({False: 1, True: 1}, 3)
+
+
+def test_every_kind_of_object_has_its_name() -> None:
+    assert set(KINDS) == set(get_args(KubernetesObject))
+    assert set(KINDS.values()) == set(Kind)
