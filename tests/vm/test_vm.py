@@ -27,6 +27,7 @@ NEED_IPVS = (
         "test_external": "ipvs",
         "test_balancing": "ipvs",
         "test_ipvs_kernel": "ipvs",
+        "test_repair": "ipvs",
         "test_switch": "TestEachPair and ipvs",
     }
     if ALL
