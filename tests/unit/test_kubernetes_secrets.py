@@ -6,6 +6,7 @@ import contextlib
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -215,12 +216,13 @@ async def test_a_file_of_another_shape(
     check(said, capfd)
 
 
-def _runs(pid: str) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(") ")[2][0] not in "ZX"  # a zombie until its new parent looks
+def _wait_for_end(pid: str) -> None:
+    """Being killed takes a moment; who is dead is a zombie until its new parent looks."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    with contextlib.suppress(FileNotFoundError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX":
+            assert time.monotonic() < deadline, f"{pid} still runs"
+            time.sleep(0.01)
 
 
 async def test_a_plugin_does_not_outlive_its_time(
@@ -234,7 +236,7 @@ async def test_a_plugin_does_not_outlive_its_time(
     kubeconfig(path, f"http://{NOBODY}", plugin(script))
     assert "took longer than" in await what_is_said(path)
     for pid in (tmp_path / "pids").read_text().split():
-        assert not _runs(pid)
+        _wait_for_end(pid)
 
 
 async def test_a_plugin_that_never_stops_printing(tmp_path: Path) -> None:
