@@ -158,3 +158,17 @@ def test_what_is_observed_survives_dump_and_load(
     assert load(dump(expected(program))) == expected(program)
     assert NftablesCompiler().load(NftablesCompiler().dump(program)) == expected(program)
     assert load(dump(Observed())) == Observed()
+
+
+@given(some.clusters(), some.node_settings)
+def test_a_shape_that_somebody_emptied_and_nobody_needs_goes(
+    events: list[Event], settings: NodeSettings
+) -> None:
+    """An idle one is kept for the next service; it must be whole then."""
+    program = program_of(table_of(events, settings))
+    kernel = Kernel()
+    commit(kernel, plan(None, program)[0])
+    kernel.run("add chain ip6 vipd random-77\n")
+    made, after = plan(kernel.observed(), program)
+    commit(kernel, made)
+    assert kernel.observed() == expected(after) == expected(program)
