@@ -166,7 +166,10 @@ def plan(observed: Observed | None, wanted: Program) -> tuple[NftPlan, Program]:
                 prologue += declare_chain(family, chain)
         shapes, strange = _shapes(seen, family, {chain.name for chain in constant})
         known_shapes |= shapes
-        own = [Shared(family, "chain", name) for name in strange]
+        # A shape that is wanted is made anew.
+        own = [
+            Shared(family, "chain", name) for name in strange if (family, name) not in wanted.shapes
+        ]
         own += [Shared(family, "map", name) for name in seen.own_maps(family)]
         garbage += [one for one in own if one not in wanted.shared]
         held = slots_of(seen, family)
@@ -354,7 +357,8 @@ def skeleton_commands(family: Family) -> list[str]:
 def _shapes(
     seen: Observed, family: Family, constant: set[str]
 ) -> tuple[set[tuple[int, str]], list[str]]:
-    """Return the shapes that the kernel has in good order, and the names of other chains."""
+    """Return the shapes that the kernel has in good order, and the names of other chains: those of
+    no shape, and shapes that somebody changed."""
     good: set[tuple[int, str]] = set()
     strange = []
     for of, name in seen.chains:
@@ -367,6 +371,8 @@ def _shapes(
             continue
         if seen.chains[of, name] == wanted:
             good.add((family, name))
+        else:
+            strange.append(name)
     return good, strange
 
 

@@ -181,7 +181,8 @@ class Chaos:
         dataplane = backend(self.cluster.mode)
         told = dataplane.compiler.load(read(self.cluster.socket, "program"))
         seen = self.cluster.lab.run("node", lambda: asyncio.run(dataplane.driver.observe()))
-        return f"a plan would be: {dataplane.compiler.plan(seen, told)[0]}; {seen} is not {told}"
+        fields = [one for one in told.__struct_fields__ if getattr(seen, one) != getattr(told, one)]
+        return "; ".join(f"{x}: {getattr(seen, x)} is not {getattr(told, x)}" for x in fields)
 
     def __str__(self) -> str:
         return f"VIPD_CHAOS_SEED={SEED}, this round: {' '.join(self._done)}"

@@ -177,3 +177,17 @@ def test_elements_are_the_same_as_bytes(events: list[Event], settings: NodeSetti
             place, of = (family, container.name), layout(container)
             made = (Element(container.name, *one) for one in as_text[place].items())
             assert as_bytes[place] == dict(encoded(of, one) for one in made)
+
+
+@given(some.clusters(), some.node_settings)
+def test_a_shape_that_somebody_emptied_and_nobody_needs_goes(
+    events: list[Event], settings: NodeSettings
+) -> None:
+    """An idle one is kept for the next service; it must be whole then."""
+    program = program_of(table_of(events, settings))
+    kernel = Kernel()
+    commit(kernel, plan(None, program)[0])
+    kernel.run("add chain ip6 vipd random-77\n")
+    made, after = plan(kernel.observed(), program)
+    commit(kernel, made)
+    assert kernel.observed() == expected(after) == expected(program)

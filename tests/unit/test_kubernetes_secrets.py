@@ -218,11 +218,11 @@ async def test_a_file_of_another_shape(
 
 
 def _runs(pid: str) -> bool:
+    """Being killed takes a moment; who is dead is a zombie until its new parent looks."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
     except FileNotFoundError:
         return False
-    return stat.rpartition(") ")[2][0] not in "ZX"  # a zombie until its new parent looks
 
 
 async def test_a_plugin_does_not_outlive_its_time(
