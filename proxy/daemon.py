@@ -89,7 +89,7 @@ async def run(
                 _following(parts.sync, source),
                 _serving(parts.switching, config),
                 *parts.running(),
-                *_beside(synced, after_kube_proxy),
+                *_beside(parts, synced, after_kube_proxy),
             )
         finally:
             notify("STOPPING=1")
@@ -106,12 +106,17 @@ async def run(
             await at_exit(config.socket, (lock.fileno(),))
 
 
-def _beside(synced: asyncio.Event, after_kube_proxy: bool) -> tuple[Coroutine[Any, Any, None], ...]:
+def _beside(
+    parts: Parts, synced: asyncio.Event, after_kube_proxy: bool
+) -> tuple[Coroutine[Any, Any, None], ...]:
     if not after_kube_proxy:
         return ()
     from vipd.proxy.handover import take_over
 
-    return (take_over(synced),)
+    def again() -> None:
+        parts.switching.serving.retry_rejected()
+
+    return (take_over(synced, again),)
 
 
 async def watchdog_forever() -> None:

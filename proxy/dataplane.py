@@ -218,16 +218,16 @@ class Dataplane:
                 async with asyncio.timeout(self._retry_pause if self.rejected else None):
                     await self._arrived.wait()
             if not self._arrived.is_set():
-                self._retry_rejected()
+                self._retry_pause = min(2 * self._retry_pause, LONGEST_RETRY_SECONDS)
+                self.retry_rejected()
         self._arrived.clear()
 
-    def _retry_rejected(self) -> None:
+    def retry_rejected(self) -> None:
         """Try again what was rejected: what stood in its way may be gone, such as a program."""
         if self._table is None:
             return
         claims = self._table.claims
         again = {key: claims[key][0] if claims.get(key) else None for key in self.rejected}
-        self._retry_pause = min(2 * self._retry_pause, LONGEST_RETRY_SECONDS)
         self.show(self._table, Changes(again, None))
 
     def _to_do(self) -> bool:

@@ -6,25 +6,59 @@ last; a kube-proxy that still runs puts its own back, and is not fought.
 """
 
 import asyncio
+import sys
+from collections.abc import Callable
 
+import msgspec
 import structlog
+from msgspec import Struct
 
-from vipd.backends import kube_proxy
-from vipd.proxy.errors import DataplaneError
+# A process of its own: what removing imports is several times what the daemon has (lean.py).
+_REMOVE = ("-P", "-m", "vipd.proxy.cli", "cleanup", "--only-kube-proxy", "--json")
 
 log = structlog.get_logger()
 
 
-async def take_over(synced: asyncio.Event) -> None:
-    """Remove what kube-proxy left once `synced` is set; then wait until it is cancelled."""
+class _Cleaned(Struct):
+    """What `vipd cleanup --json` prints, as far as it is of interest."""
+
+    removed: list[str]
+    failed: list[str]
+
+
+async def take_over(synced: asyncio.Event, again: Callable[[], None]) -> None:
+    """Remove what kube-proxy left once `synced` is set; then wait until it is cancelled.
+
+    `again` is called when it has gone: it may have stood in the way, as virtual servers of IPVS do.
+    """
     await synced.wait()
     try:
-        outcome = await kube_proxy.remove(dry_run=False)
-    except DataplaneError as error:
+        done = await _removed()
+    except (OSError, msgspec.DecodeError, _NotRemovedError) as error:
         log.warning("kube-proxy's rules stay", why=str(error))
     else:
-        if outcome.removed:
-            log.info("kube-proxy's rules are removed", objects=len(outcome.removed))
-        for one in outcome.failed:
+        if done.removed:
+            again()
+            log.info("kube-proxy's rules are removed", objects=len(done.removed))
+        for one in done.failed:
             log.warning("kube-proxy's rules stay", why=one)
     await asyncio.Event().wait()
+
+
+class _NotRemovedError(Exception):
+    """The command that removes them has failed as a whole."""
+
+
+async def _removed() -> _Cleaned:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *_REMOVE, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+    )
+    try:
+        printed, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if not printed:
+        raise _NotRemovedError(said.decode(errors="replace").strip() or f"{process.returncode}")
+    return msgspec.json.decode(printed, type=_Cleaned)
