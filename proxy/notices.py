@@ -13,7 +13,15 @@ from itertools import islice
 from msgspec import Struct
 
 from vipd.proxy.errors import ManifestError
-from vipd.proxy.notice import Notice, Subject, on_node, on_service, shortened
+from vipd.proxy.names import NamespacedName
+from vipd.proxy.notice import (
+    Notice,
+    Subject,
+    health_check_port_failed,
+    on_node,
+    on_service,
+    shortened,
+)
 from vipd.proxy.status import SwitchReport
 from vipd.proxy.virtualserver import Conflict, Key, Table
 
@@ -39,6 +47,8 @@ class Seen(Struct, frozen=True, kw_only=True):
     going_on: Mapping[str, float] = {}
     """Parties that change what is ours again and again, and how long the next repair waits."""
     left_by_kube_proxy: tuple[str, ...] = ()
+    failed_ports: Mapping[NamespacedName, tuple[int, str]] = {}
+    """Health-check node ports that cannot be listened on, and why."""
 
 
 def holding(seen: Seen, failing_seconds: float) -> Iterator[Notice]:
@@ -59,6 +69,8 @@ def holding(seen: Seen, failing_seconds: float) -> Iterator[Notice]:
             owner = claims[0].owner.service
             why = f"node {node} does not serve {key}: {error}"
             yield on_service(owner.namespace, owner.name, "RejectedByKernel", "Commit", why)
+    for service, (port, why) in seen.failed_ports.items():
+        yield health_check_port_failed(service.namespace, service.name, node, port, why)
     for conflict in seen.table.contested.values():
         yield from _lost(conflict)
     for error in seen.problems.values():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from vipd.proxy.errors import DataplaneError
+from vipd.proxy.http.service import HttpService
 from vipd.proxy.notice import Notice
 from vipd.proxy.notices import AGAIN_SECONDS, Holding, Seen, holding, started, switched
 from vipd.proxy.status import SwitchReport
@@ -30,8 +31,10 @@ log = structlog.get_logger()
 class Noticing:
     """Tells what there is to notice, by `tell`, which never waits."""
 
-    def __init__(self, sync: Sync, switching: Switching, tell: Callable[[Notice], None]) -> None:
-        self._sync, self._switching = sync, switching
+    def __init__(
+        self, sync: Sync, switching: Switching, http: HttpService, tell: Callable[[Notice], None]
+    ) -> None:
+        self._sync, self._switching, self._http = sync, switching, http
         self._tell = tell
         self._node = sync.settings.node_name
         self._holding = Holding()
@@ -80,6 +83,7 @@ class Noticing:
             failure=serving.failure,
             going_on=repairs.waiting() if goes_on else {},
             left_by_kube_proxy=tuple(self._left),
+            failed_ports=self._http.failed_ports(),
         )
 
     async def _look_for_leftovers(self, now: float) -> None:

@@ -90,7 +90,7 @@ class Parts:
         self.stale_flows = StaleFlows(forgetting(lambda: self.sync.table.network), self._now)
         self.health = health(self.sync, self.switching, from_cluster=not config.manifests)
         self.http = HttpService(config.http, self.sync, self.health)
-        self.noticing = Noticing(self.sync, self.switching, source.tell)
+        self.noticing = Noticing(self.sync, self.switching, self.http, source.tell)
         taken = Taken(
             self.sync,
             self.switching,

@@ -95,6 +95,15 @@ class HealthPorts:
         if len(said) > MOST_TOLD:
             yield f"… and {len(said) - MOST_TOLD} more health-check node ports"
 
+    def failures(self) -> Mapping[NamespacedName, tuple[int, str]]:
+        """Return the port of each service that is not listened on everywhere, and why."""
+        return {
+            name: (one.place.port, one.failure)
+            for name, by_place in self._listeners.items()
+            for one in by_place.values()
+            if one.failure
+        }
+
     async def keep(self) -> None:
         """Listen where services want it now. First is left what none wants, so that ports move."""
         names: Iterable[NamespacedName] = self._touched

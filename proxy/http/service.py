@@ -18,7 +18,7 @@ from vipd.proxy.http.crowd import Crowd
 from vipd.proxy.http.health import Health
 from vipd.proxy.http.health_ports import HealthPorts
 from vipd.proxy.http.listeners import Listener, Place
-from vipd.proxy.names import Address
+from vipd.proxy.names import Address, NamespacedName
 from vipd.proxy.settings import HttpSettings
 from vipd.proxy.snapshot import Snapshot, Touched
 from vipd.proxy.sync import Sync
@@ -156,6 +156,10 @@ class HttpService:
         found = [f"{name} {Place(*at)}" for name, at in self.places.items()]
         ports = self._ports.count
         return (*found, *([counted(ports, "health-check node port")] if ports else []))
+
+    def failed_ports(self) -> Mapping[NamespacedName, tuple[int, str]]:
+        """Return the health-check node port of each service that has none, and why."""
+        return self._ports.failures()
 
     def trouble(self) -> Iterator[str]:
         """Yield a sentence on each place where nothing listens that should."""

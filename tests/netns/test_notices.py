@@ -1,6 +1,7 @@
 """The daemon over an API server tells those who look at its Node and at Services, with Events."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from tests.netns.cluster import NFT, QuickDaemon, endpoint_slice, node, service, until
 from tests.netns.planes import ours
 
-from vipd.bench import api_process
+from vipd.bench import api_process, lab_netns
 from vipd.bench.api_process import ApiProcess
 from vipd.bench.lab import Lab
 from vipd.proxy.names import Family, parse_address
@@ -16,6 +17,8 @@ from vipd.proxy.names import Family, parse_address
 pytestmark = pytest.mark.netns
 
 ADDRESS = parse_address("10.96.0.10")
+TAKEN = 31999
+"""A health-check node port that another program has."""
 PORTS = [{"name": "http", "port": 80, "protocol": "TCP"}]
 
 
@@ -24,7 +27,9 @@ def api(lab: Lab, tmp_path: Path) -> Iterator[ApiProcess]:
     old, young = (service(name, ADDRESS, ports=PORTS) for name in ("old", "young"))
     old["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
     young["metadata"]["creationTimestamp"] = "2026-02-01T00:00:00Z"
-    there = [old, young, node("node", lab), endpoint_slice("old", Family.IPV4, [], PORTS)]
+    checked = service("checked", parse_address("10.96.0.11"), ports=PORTS, type="LoadBalancer",
+                      externalTrafficPolicy="Local", healthCheckNodePort=TAKEN)  # fmt: skip
+    there = [old, young, checked, node("node", lab), endpoint_slice("old", Family.IPV4, [], PORTS)]
     manifests = tmp_path / "cluster.json"
     manifests.write_text(json.dumps({"items": there}))
     with api_process.serving(lab, "node", tmp_path, manifests) as made:
@@ -37,21 +42,27 @@ def told(api: ApiProcess) -> dict[tuple[str, str], str]:
     return {(one["regarding"]["kind"], one["reason"]): one["note"] for one in events}
 
 
-def test_a_start_a_conflict_and_what_kube_proxy_left(
+def test_a_start_a_conflict_a_taken_port_and_what_kube_proxy_left(
     lab: Lab, api: ApiProcess, tmp_path: Path
 ) -> None:
     lab.exec("node", [NFT, "add", "table", "ip", "kube-proxy"])
+    other = lab_netns.inside(lab.path("node"), socket.socket)
+    other.bind(("0.0.0.0", TAKEN))
+    other.listen()
     daemon = QuickDaemon(lab, ("--kubeconfig", str(api.kubeconfig)), tmp_path)
     daemon.start()
     try:
-        until(lambda: len(told(api)) >= 3, "three events")
+        until(lambda: len(told(api)) >= 4, "four events")
         found = told(api)
         assert "nftables mode" in found["Node", "Starting"]
         assert "table ip kube-proxy" in found["Node", "KubeProxyLeftovers"]
         conflict = found["Service", "AddressConflict"]
         assert "10.96.0.10:80/TCP" in conflict
         assert "service old is older" in conflict
+        failed = found["Service", "FailedToStartServiceHealthcheck"]
+        assert f"port {TAKEN}: Address already in use" in failed
     finally:
+        other.close()
         daemon.stop()
         lab.exec("node", [NFT, "flush", "ruleset"])
     assert ours(lab) == []
