@@ -7,7 +7,7 @@ together (views.py, status.py), or change anything but by asking for a switch.
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -25,7 +25,6 @@ from vipd.proxy.errors import ControlError, DataplaneError
 from vipd.proxy.explain import Explanation
 from vipd.proxy.follow import follow
 from vipd.proxy.http.service import HttpService
-from vipd.proxy.kernel_settings import KernelSettings
 from vipd.proxy.question import question
 from vipd.proxy.sources.protocol import Source
 from vipd.proxy.status import (
@@ -57,7 +56,10 @@ class SwitchRequest(Struct, frozen=True):
 
 
 class Answers:
-    """Reads the running daemon for whoever asks on the control socket."""
+    """Reads the running daemon for whoever asks on the control socket.
+
+    `notes` are sentences of the other parts for those who read the status.
+    """
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class Answers:
         started: float,
         dns: DnsService,
         http: HttpService,
-        kernel_settings: KernelSettings,
+        notes: Callable[[], Iterable[str]],
     ) -> None:
         self._config = config
         self._sync = sync
@@ -79,7 +81,7 @@ class Answers:
         self._started = started
         self._dns = dns
         self._http = http
-        self._kernel_settings = kernel_settings
+        self._notes = notes
 
     def requests(self) -> Mapping[str, Reader]:
         """Return the requests by name."""
@@ -124,7 +126,7 @@ class Answers:
             problems=tuple(str(error) for error in sync.problems.values()),
             conflicts=tuple(map(str, table.contested.values())),
             rejected=tuple(views.rejected(table, serving.rejected)),
-            notes=(*notes, *self._kernel_settings.refused, *worker_notes(usage)),
+            notes=(*notes, *self._notes(), *worker_notes(usage)),
             passed_over=views.passed_over(self._source.passed_over),
             why_mode=switching.why,
             switch=switching.report,

@@ -110,7 +110,7 @@ class Parts:
             started,
             self.dns,
             self.http,
-            self.kernel_settings,
+            self._notes,
         )
         self.metrics = Metrics(
             Subjects(
@@ -188,6 +188,9 @@ class Parts:
     def _synced(self) -> None:
         self._on_synced()
         self.http.synced()
+
+    def _notes(self) -> Sequence[str]:
+        return *self.kernel_settings.refused, *self.reloading.notes()
 
     def _now(self) -> tuple[Snapshot, Table]:
         return self.sync.snapshot, self.sync.table

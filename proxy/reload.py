@@ -62,6 +62,13 @@ class Reloading:
         log.info("configuration is read again", file=self._flags.config)
         self._asked.set()
 
+    def notes(self) -> Iterator[str]:
+        """Yield what those who read the status should know of the file."""
+        if self._refused:
+            yield f"the configuration as it is now is refused: {self._refused}"
+        if self._named:
+            yield f"configuration that counts at the next start only: {', '.join(self._named)}"
+
     async def run(self) -> None:
         """Follow the file for ever."""
         path = self._flags.config

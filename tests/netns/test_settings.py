@@ -207,6 +207,7 @@ def test_kubeadms_file_and_what_changes_in_it_while_it_is_used(new_cluster: NewC
     assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
     file.write_text(everybody.replace("nodePortAddresses: null", "nodePortAddresses: [0]"))
     until(lambda: "is refused" in cluster.daemon.log_tail(20), "it is refused")
+    assert any("nodePortAddresses[0]" in one for one in cluster.status().notes)
     assert served.outcome("outside", *served.on_node()) == f"{LOCAL} saw node"
     file.write_text(kubeadm.replace("nodePortAddresses: null", "nodePortAddresses: [10.0.0.0/8]"))
     until(lambda: served.outcome("outside", *served.on_node()) == REFUSED, "ranges count")
@@ -215,5 +216,6 @@ def test_kubeadms_file_and_what_changes_in_it_while_it_is_used(new_cluster: NewC
     named = 'at the next start only" fields=masqueradeBit\n'
     until(lambda: named in f"{cluster.daemon.log_tail(20)}\n", "the rest is named")
     assert "section=drainSeconds" in cluster.daemon.log_tail(20)
+    assert cluster.status().notes[-1].endswith("at the next start only: masqueradeBit")
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "700\n"
     assert cluster.status().pid == pid

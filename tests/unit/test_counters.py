@@ -107,7 +107,7 @@ def answering(driver: object, **rejected: Exception) -> Answers:
         )
     )
     nothing: Any = None
-    made: Any = (nothing, sync, switching, nothing, nothing, 0.0, nothing, nothing, nothing)
+    made: Any = (nothing, sync, switching, nothing, nothing, 0.0, nothing, nothing, tuple)
     return Answers(*made)
 
 
