@@ -25,8 +25,8 @@ from vipd.proxy.repair import Repairs, guard
 from vipd.proxy.status import DrainView, SwitchReport
 from vipd.proxy.switch import Action, Drain, Event, Record
 from vipd.proxy.sync import Sync
+from vipd.proxy.trying import probed, require_known, tried
 from vipd.proxy.virtualserver import Key
-from vipd.proxy.words import counted
 
 BRING_UP_SECONDS = 300.0
 """How long a new dataplane may take until everything is programmed, all tries together."""
@@ -135,7 +135,7 @@ class Switching:
         Where the mode serves already, or waits for a drain, `drain_seconds` is what is left to
         those that drain.
         """
-        _require_known(mode)
+        require_known(mode)
         if self.report is not None and self.report.ended is None:
             raise ControlError(f"a switch to {self.report.target} is under way")
         if not self.serving.synced:
@@ -157,35 +157,10 @@ class Switching:
 
     async def try_out(self, mode: str) -> list[str]:
         """Return what a switch to the mode would do, as sentences. Changes nothing."""
-        _require_known(mode)
+        require_known(mode)
         if self._prepare is not None:
             await self._prepare(mode)
-        probed = await self._probe(mode)
-        lines = [f"missing: {one}" for one in probed.missing]
-        lines += [f"cannot serve: {one}" for one in probed.unserved]
-        if mode == self.state.serving:
-            return [*lines, f"{mode} serves already"]
-        if probed.missing:
-            return lines
-        compiler = self.backend(mode).compiler
-        table = self._sync.table
-        observed = await self.backend(mode).driver.observe()
-
-        def plan_size() -> int:
-            wanted = compiler.compile(table.virtual_servers(), table.network)
-            return int(compiler.plan(observed, wanted)[0].size)
-
-        size = await asyncio.to_thread(plan_size)
-        lines += [f"would do otherwise: {one.name}: {one.what}" for one in compiler.differences]
-        lines.append(
-            f"would program {counted(size, 'kernel object')} of {mode} beside the old ones"
-        )
-        try:
-            old = await self.backend(self.state.serving).driver.flows()
-            lines.append(f"would drain {counted(old.total, 'flow')} of {self.state.serving}")
-        except DataplaneError as error:
-            lines.append(f"would drain {self.state.serving}; its flows cannot be counted: {error}")
-        return lines
+        return await tried(self.backend(mode), self.backend(self.state.serving), self._sync.table)
 
     def drains(self) -> tuple[DrainView, ...]:
         """Return what drains now."""
@@ -321,7 +296,7 @@ class Switching:
     async def _do(self, action: Action) -> Event | None:
         match action:
             case switch.Probe(mode):
-                return await self._probe(mode)
+                return await probed(self.backend(mode), self._sync.table)
             case switch.BringUp(mode):
                 return await self._bring_up(mode)
             case switch.Verify():
@@ -331,22 +306,6 @@ class Switching:
             case switch.Say(failure):
                 self._say(failure)
         return None
-
-    async def _probe(self, mode: str) -> switch.Probed:
-        backend = self.backend(mode)
-        try:
-            found = await backend.driver.probe()
-        except DataplaneError as error:
-            return switch.Probed(missing=(str(error),))
-        missing = [
-            f"no {one.name}: {one.remedy or one.detail}"
-            for one in found.found
-            if one.needed and not one.present
-        ]
-        servers = self._sync.table.virtual_servers()
-        lacking = ((one, backend.compiler.lacks(one, found)) for one in servers)
-        unserved = [f"{one.owner} on {one.key}: {why}" for one, why in lacking if why]
-        return switch.Probed(missing, sorted(unserved))
 
     async def _bring_up(self, mode: str) -> Event:
         await self.draining.leave(mode)
@@ -427,8 +386,3 @@ class Switching:
     def _save(self) -> None:
         start = self._start_record
         record.write(self._path, Record(start.configured, self.state, start.chosen, start.why))
-
-
-def _require_known(mode: str) -> None:
-    if mode not in MODES:
-        raise ControlError(f"{mode!r} is no mode; there is: {', '.join(MODES)}")
