@@ -30,7 +30,11 @@ from vipd.bench.lab import Lab
 from vipd.proxy.errors import ControlError
 from vipd.proxy.names import Family
 
-pytestmark = pytest.mark.netns
+pytestmark = [
+    pytest.mark.netns,
+    # Of the API server: a connection that was accepted as its loop ended is closed by nobody else.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 NewCluster = Callable[..., ApiCluster]
 
