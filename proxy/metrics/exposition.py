@@ -36,8 +36,8 @@ class Metrics:
         """Return all metrics in Prometheus's text format 0.0.4."""
         async with self._one:
             if self._made is None or time.monotonic() - self._made >= FRESH_SECONDS:
-                if self._subjects.counters is not None:
-                    await self._subjects.counters.refresh()
+                if self._subjects.counted is not None:
+                    await self._subjects.counted.refresh()
                 status = await self._status()
                 self._text = await asyncio.to_thread(self._write, status)
                 self._made = time.monotonic()
@@ -45,8 +45,7 @@ class Metrics:
 
     async def stop(self) -> None:
         """End what is under way."""
-        if self._subjects.counters is not None:
-            await self._subjects.counters.stop()
+        await self._subjects.counters.stop()
 
     def _write(self, status: Status) -> bytes:
         with _yielding():

@@ -68,7 +68,7 @@ def _rejected(families: Families, subjects: Subjects) -> None:
 
 
 def _connections(families: Families, subjects: Subjects) -> None:
-    counters = subjects.counters
+    counters = subjects.counted
     if counters is None:
         return
     families.add("vipd_connection_counts_failures_total", counters.failures)

@@ -4,7 +4,7 @@ Lives here: which they are, and what is asked of those that not every daemon has
 """
 
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from vipd.proxy.departures import Departures
@@ -93,9 +93,15 @@ class Subjects:
     switching: Switching
     departures: Departures
     source: object
-    counters: Counters | None
-    """None where connections are not to be counted."""
+    counters: Counters
+    counts: Callable[[], bool] = lambda: True
+    """Whether connections are to be counted now."""
     health: Health | None = None
     stale_flows: StaleFlows | None = None
     refusing: Collection[object] = field(default=())
     """Who may have been refused a kernel setting."""
+
+    @property
+    def counted(self) -> Counters | None:
+        """What was counted of services and endpoints; None where nothing is to be."""
+        return self.counters if self.counts() else None
