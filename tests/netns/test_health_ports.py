@@ -58,5 +58,5 @@ def dropping(cluster: Cluster, flavour: Flavour, port: int) -> Iterator[None]:
         cluster.lab.exec("node", [tool, "-w", "-D", *rule], check=True)
 
 
-def listened(cluster: Cluster) -> tuple[str, ...]:
-    return cluster.status().http
+def listened(cluster: Cluster) -> list[str]:
+    return [one for one in cluster.status().http if "health-check node port" in one]

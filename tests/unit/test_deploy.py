@@ -59,9 +59,9 @@ def test_kubectl_makes_the_same_of_it(folder: str) -> None:
 
 @cache
 def models() -> Any:
-    from kubernetes_asyncio import client
+    from kubernetes_asyncio.client import models
 
-    return client
+    return models
 
 
 def unknown(kind: str, thing: object, where: str) -> list[str]:
