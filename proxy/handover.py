@@ -16,6 +16,9 @@ from msgspec import Struct
 # A process of its own: what removing imports is several times what the daemon has (lean.py).
 _REMOVE = ("-P", "-m", "vipd.proxy.cli", "cleanup", "--only-kube-proxy", "--json")
 
+PAUSE_SECONDS = 60.0
+"""Before what could not be removed is tried again."""
+
 log = structlog.get_logger()
 
 
@@ -32,17 +35,24 @@ async def take_over(synced: asyncio.Event, again: Callable[[], None]) -> None:
     `again` is called when it has gone: it may have stood in the way, as virtual servers of IPVS do.
     """
     await synced.wait()
+    while not await _done(again):  # noqa: ASYNC110 - nothing tells when it can be done
+        await asyncio.sleep(PAUSE_SECONDS)
+    await asyncio.Event().wait()
+
+
+async def _done(again: Callable[[], None]) -> bool:
+    """Return whether nothing of kube-proxy is left."""
     try:
         done = await _removed()
     except (OSError, msgspec.DecodeError, _NotRemovedError) as error:
         log.warning("kube-proxy's rules stay", why=str(error))
-    else:
-        if done.removed:
-            again()
-            log.info("kube-proxy's rules are removed", objects=len(done.removed))
-        for one in done.failed:
-            log.warning("kube-proxy's rules stay", why=one)
-    await asyncio.Event().wait()
+        return False
+    if done.removed:
+        again()
+        log.info("kube-proxy's rules are removed", objects=len(done.removed))
+    for one in done.failed:
+        log.warning("kube-proxy's rules stay", why=one)
+    return not done.failed
 
 
 class _NotRemovedError(Exception):

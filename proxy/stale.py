@@ -28,7 +28,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 import structlog
 from msgspec import Struct
 
-from vipd.proxy.errors import Busy, DataplaneError
+from vipd.proxy.errors import DataplaneError, Unsupported
 from vipd.proxy.measured import SYNC_SECONDS, Distribution
 from vipd.proxy.model import EndpointSlice, SliceEndpoint
 from vipd.proxy.names import Address, Family, NamespacedName, Protocol, ServicePortName
@@ -107,8 +107,11 @@ class StaleFlows:
 
     def committed(self, keys: Collection[Key]) -> None:
         """Say that these are programmed. The first time, nobody knows what was served before."""
-        due = self._on.intersection(keys) if self._begun else set(keys)
-        self._begun = True
+        if not self._begun:
+            # Of what was rejected, too: it may be accepted later.
+            self._on.update(self._now()[1].claims, keys)
+            self._begun = True
+        due = self._on.intersection(keys)
         self._uncommitted.difference_update(keys)
         self._on -= due
         self._due |= due
@@ -143,15 +146,15 @@ class StaleFlows:
             return True
         try:
             await self._forget_all(due, lost)
-        except Busy as error:
+        except Unsupported as error:
+            log.warning("stale flows are not forgotten", why=str(error))
+        except DataplaneError as error:
             if self._pause == FIRST_PAUSE_SECONDS:
                 log.warning("stale flows are not forgotten yet", why=str(error))
             self._due |= due
             for name, one in lost.items():
                 self._lose(name, one.spots)
             return False
-        except DataplaneError as error:
-            log.warning("stale flows are not forgotten", why=str(error))
         return True
 
     def _lose(self, name: NamespacedName, spots: set[Spot]) -> None:

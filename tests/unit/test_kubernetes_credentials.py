@@ -14,12 +14,13 @@ import trustme
 import yaml
 from aiohttp import web
 
-from vipd.bench.api_server import ApiServer
+from vipd.bench.api_server import ApiServer, failure
 from vipd.bench.api_store import Json, Store
 from vipd.proxy.errors import ConfigError, SourceError
 from vipd.proxy.sources.kubernetes import credentials
 from vipd.proxy.sources.kubernetes.api import Api, ApiError
 from vipd.proxy.sources.kubernetes.credentials import Credentials
+from vipd.proxy.sources.kubernetes.pace import Pace
 
 SECRET = "s3cr3t-t0ken"
 Write = Callable[..., str]
@@ -320,3 +321,40 @@ def test_the_rest_of_the_client_library_is_not_imported() -> None:
     credentials._library()
     assert not [one for one in sys.modules if one.startswith("kubernetes_asyncio.client.models")]
     assert not [one for one in sys.modules if one.startswith("kubernetes_asyncio.client.api")]
+
+
+async def test_a_token_that_cannot_be_read_for_a_moment_is_good_until_it_is_refused(
+    tmp_path: Path, write: Write
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(SECRET)
+    async with serving({SECRET}) as (_, address):
+        clock = Clock()
+        known = Credentials(write(address, {"tokenFile": str(token)}), clock)
+        first = await known.access()
+        token.unlink()
+        clock.now += credentials.FRESH_SECONDS + 1
+        assert await known.access() is first
+        known.doubt(first)
+        with pytest.raises(SourceError, match="token"):
+            await known.access()
+
+
+async def test_how_long_a_server_asks_to_be_left_alone(write: Write) -> None:
+    store = Store()
+    server = ApiServer(store)
+
+    async def fault(request: web.Request) -> web.StreamResponse | None:
+        return failure(429, "TooManyRequests", "slow down", **{"Retry-After": "7"})
+
+    server.faults.append(fault)
+    port = await server.start()
+    api = Api(Credentials(write(f"http://127.0.0.1:{port}"), Clock()))
+    try:
+        with pytest.raises(ApiError) as caught:
+            await api.get("/api/v1/services", {})
+        assert caught.value.retry_after == 7
+        assert Pace(lambda: 0.0).failed(caught.value.retry_after) == 7
+    finally:
+        await api.close()
+        await server.stop()

@@ -1,14 +1,15 @@
 """Which flows lead nowhere, and when they are looked for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 import pytest
 from tests.unit.one_service import ONE, TCP, TWO, UDP, applied
+from tests.waiting import until
 
 from vipd.proxy import stale as module
-from vipd.proxy.errors import Busy, DataplaneError, UnknownResult
+from vipd.proxy.errors import Busy, DataplaneError, UnknownResult, Unsupported
 from vipd.proxy.events import Deleted, Event, Kind
 from vipd.proxy.names import Family, NamespacedName
 from vipd.proxy.resolve import resolve, update
@@ -210,10 +211,11 @@ async def test_who_stopped_a_moment_ago_lives_for_a_look_at_everything(world: Wo
     assert await world.later(0.5 * GRACE) == [WITHOUT_TWO]
 
 
-async def test_where_the_kernel_is_busy_they_are_forgotten_later(world: World) -> None:
+@pytest.mark.parametrize("error", [Busy("no"), UnknownResult("no")])
+async def test_where_it_fails_they_are_forgotten_later(world: World, error: Exception) -> None:
     await world.begun(ONE, TWO)
     world.endpoints(ONE)
-    world.errors = [Busy("no")]
+    world.errors = [error]
     assert await world.later(GRACE) == []
     world.endpoints(ONE, TWO)
     world.endpoints(TWO)
@@ -221,12 +223,23 @@ async def test_where_the_kernel_is_busy_they_are_forgotten_later(world: World) -
     assert look == looked(f"{TWO}:8080", f"{TWO}:5300", [f"{ONE}:5300", f"{ONE}:8080", *LEFT])
 
 
-async def test_what_fails_otherwise_is_not_tried_again(world: World) -> None:
+async def test_what_this_host_cannot_do_is_not_tried_again(world: World) -> None:
     world.endpoints(ONE)
-    world.errors = [UnknownResult("no")]
+    world.errors = [Unsupported("connection tracking", "a kernel with it")]
     assert await world.later(0.0) == []
     assert await world.later(100.0) == []
     assert not world.stale.deleted
+
+
+async def test_what_the_first_commit_rejected_is_looked_at_when_it_is_accepted(
+    world: World,
+) -> None:
+    world.endpoints(ONE, committed=False)
+    world.stale.committed([TCP])
+    assert [len(keys) for keys, _ in await world.later(0.0)] == [1]
+    world.stale.committed([UDP])
+    ((keys, _),) = await world.later(0.0)
+    assert [one.partition(": ")[0] for one in keys] == [str(UDP)]
 
 
 @pytest.fixture
@@ -255,9 +268,3 @@ async def test_the_task_tries_again_while_the_kernel_is_busy(running: World) -> 
     running.errors = [Busy("no"), Busy("no")]
     running.endpoints(ONE)
     await until(lambda: running.looks)
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0)

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import structlog
 from msgspec import Struct
 from yaml import YAMLError
 
@@ -34,6 +35,8 @@ PLUGIN_SECONDS = 60.0
 _LIBRARY = "kubernetes_asyncio"
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 IN_CLUSTER = "in-cluster credentials"
+
+log = structlog.get_logger()
 
 
 class Access(Struct, frozen=True):
@@ -96,7 +99,13 @@ class Credentials:
         async with self._turn:
             fresh = self._clock() - self._read_at < FRESH_SECONDS
             if self._access is None or not fresh:
-                self._access = await self._read()
+                try:
+                    self._access = await self._read()
+                except SourceError as error:
+                    # As client-go: what could be read before goes on, until the server refuses it.
+                    if self._access is None:
+                        raise
+                    log.warning("credentials cannot be read again", why=str(error))
                 self._read_at = self._clock()
             return self._access
 
