@@ -212,7 +212,7 @@ async def test_who_stopped_a_moment_ago_lives_for_a_look_at_everything(world: Wo
 
 
 @pytest.mark.parametrize("error", [Busy("no"), UnknownResult("no")])
-async def test_where_it_fails_they_are_forgotten_later(world: World, error: Exception) -> None:
+async def test_where_it_fails_they_are_forgotten_later(world: World, error: DataplaneError) -> None:
     await world.begun(ONE, TWO)
     world.endpoints(ONE)
     world.errors = [error]
