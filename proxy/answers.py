@@ -7,7 +7,8 @@ together (views.py, status.py), or change anything but by asking for a switch.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated
 
 import msgspec
@@ -32,6 +33,7 @@ from vipd.proxy.status import (
     Status,
     SwitchReport,
     judged,
+    late,
     worker_notes,
     worker_trouble,
 )
@@ -136,6 +138,8 @@ class Answers:
                 *(f"DNS at {one}: {NOT_OURS}" for one in self._dns.elsewhere),
                 *silence,
                 *worker_trouble(usage),
+                *self._node_trouble(),
+                *self._late(),
                 *self._http.trouble(),
             ),
             drains=switching.drains(),
@@ -150,6 +154,18 @@ class Answers:
             dns=dns,
         )
         return judged(said)
+
+    def _node_trouble(self) -> Iterator[str]:
+        """Yield what keeps this node from being one of the cluster's: manifests may have none."""
+        sync = self._sync
+        name = sync.settings.node_name
+        node = sync.snapshot.nodes.get(name)
+        if node is None and sync.listed and not self._config.manifests:
+            yield f"no Node is called {name}: no endpoint is local, and /healthz answers 503"
+
+    def _late(self) -> Iterator[str]:
+        since = self._switching.serving.waiting_since
+        return late(0.0 if since is None else time.monotonic() - since)
 
     async def services(self, argument: str = "") -> list[views.VirtualServerView]:
         """Return every virtual server, and last what is left to vipd's DNS server.

@@ -11,6 +11,9 @@ from vipd.backends.usage import Usage
 from vipd.proxy.counted import WorkerView
 from vipd.proxy.words import counted
 
+LATE_SECONDS = 10.0
+"""A commit that takes longer is told of; after a minute /healthz says no (http/health.py)."""
+
 
 class LastSync(Struct, frozen=True):
     """One sync that was committed. Times are seconds since the epoch and milliseconds."""
@@ -171,6 +174,12 @@ def judged(status: Status) -> Status:
     serving = sum(not one.retired for one in status.workers)
     few = unnamed or serving < status.workers_wanted
     return structs.replace(status, degraded=not status.synced or few or any(bad))
+
+
+def late(seconds: float) -> Iterator[str]:
+    """Yield what there is to say of a change that has waited for so long for its commit."""
+    if seconds >= LATE_SECONDS:
+        yield f"a change has been waiting for its commit for {seconds:.0f} s"
 
 
 def worker_trouble(told: Usage) -> Iterator[str]:

@@ -232,6 +232,9 @@ def notes(snapshot: Snapshot, table: Table, settings: NodeSettings) -> tuple[str
             f"no Node object is called {settings.node_name} (there are {others}): "
             "no endpoint is local, and node ports answer on every own address"
         )
+    node = snapshot.nodes.get(settings.node_name)
+    if node is not None and node.leaving:
+        said.append(f"Node {settings.node_name} is leaving ({node.leaving}): /healthz answers 503")
     said += [
         f"nodePortAddresses: {one} is loopback, where node ports never answer"
         for one in settings.node_port_addresses or ()

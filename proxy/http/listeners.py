@@ -7,10 +7,12 @@ A socket listens from the start; who connects before the server is there waits i
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
 from importlib import import_module
+from ipaddress import ip_address
 
 import structlog
 from msgspec import Struct
@@ -41,8 +43,8 @@ class Place(Struct, frozen=True, order=False):
 class Listener:
     """One place where `respond` answers; `what` it is for is named where it cannot.
 
-    `both` families come to the unspecified address of IPv6, as in Go; else one of IPv4 may have the
-    same port.
+    `both` families come to the unspecified address of either, as in Go, where this host has both;
+    else one of IPv4 may have the same port.
     """
 
     def __init__(
@@ -78,13 +80,20 @@ class Listener:
         return True
 
     def _listening(self) -> socket.socket:
-        family = socket.AF_INET6 if self.place.address.version == 6 else socket.AF_INET
+        address = self.place.address
+        if self._both and address.is_unspecified and address.version == 4:
+            with contextlib.suppress(OSError):  # no IPv6 here, or somebody has the port: IPv4 says
+                return self._listening_at(ip_address("::"))
+        return self._listening_at(address)
+
+    def _listening_at(self, address: Address) -> socket.socket:
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self._both)
-            made.bind((str(self.place.address), self.place.port))
+            made.bind((str(address), self.place.port))
             made.listen(BACKLOG)
         except OSError:
             made.close()

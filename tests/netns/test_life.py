@@ -289,6 +289,7 @@ class TestNode:
         cluster.remove(mine)
         served.endpoints(LOCAL)
         assert served.outcome("outside") == f"{LOCAL} saw outside"
+        assert any(one.startswith("no Node is called node:") for one in cluster.status().trouble)
 
 
 class TestEnd:

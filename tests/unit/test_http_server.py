@@ -16,6 +16,7 @@ from vipd.proxy.http.crowd import Crowd
 from vipd.proxy.http.listeners import Listener, Place
 from vipd.proxy.http.shared import Shared
 from vipd.proxy.names import parse_address
+from vipd.proxy.settings import HttpSettings
 
 
 async def hello() -> Answer:
@@ -215,3 +216,12 @@ async def listening(one: Crowd, page=hello):  # type: ignore[no-untyped-def]
     finally:
         listener.close()
         one.cut_all()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+async def test_any_address_is_of_both_families() -> None:
+    world = World(HttpSettings(healthz=(parse_address("0.0.0.0"), 0)))
+    async with running(world):
+        _, port = world.http.places["healthz"]
+        for address in ("127.0.0.1", "::1"):
+            assert (await send(address, port, b"GET /livez HTTP/1.0\r\n\r\n")).status == 200

@@ -10,6 +10,7 @@ from vipd.proxy.status import (
     Status,
     dns_line,
     judged,
+    late,
     worker_notes,
     worker_trouble,
 )
@@ -98,3 +99,8 @@ def test_a_worker_that_is_full_is_a_note() -> None:
     (note,) = worker_notes(told)
     assert note.startswith("worker 1 (pid 101) is full: 7 open, at most 1024 files")
     assert not list(worker_trouble(told))
+
+
+def test_a_commit_that_does_not_come_to_its_end_is_told() -> None:
+    assert list(late(9.9)) == []
+    assert list(late(91.4)) == ["a change has been waiting for its commit for 91 s"]

@@ -180,14 +180,16 @@ class Api:
 
 def _reason(error: BaseException, access: Access) -> str:
     """Return what went wrong below HTTP, without the URL, which may hold a password."""
-    from aiohttp import ClientResponseError, InvalidURL
+    from aiohttp import ClientConnectorError, ClientResponseError, ClientSSLError, InvalidURL
 
     if isinstance(error, InvalidURL):
         return "the URL is none"
     if isinstance(error, ClientResponseError):
         return _plain(f"{error.status or ''} {error.message}", access)
     if isinstance(error, TimeoutError):
-        return _plain(str(error), access) or "no answer in time"
+        return "no answer in time"
+    if isinstance(error, ClientConnectorError) and not isinstance(error, ClientSSLError):
+        return _plain(f"cannot connect: {error.os_error.strerror or error.os_error}", access)
     return _plain(str(error), access) or type(error).__name__
 
 
