@@ -88,7 +88,7 @@ def _sums(families: Families, connections: Connections) -> None:
             ("rejected", told[Outcome.REJECTED]),
             ("dropped", told[Outcome.DROPPED]),
             ("unserved", told[Outcome.UNSERVED]),
-            ("denied", connections.denied(told)),
+            ("denied", connections.denied(owner)),
         ):
             if number:
                 families.add("vipd_service_refused_connections_total", number, *port, why)
