@@ -24,9 +24,12 @@ from vipd.proxy.metrics.counters import Counters
 from vipd.proxy.metrics.described import KUBE_PROXY, METRICS, MODES, OWN
 from vipd.proxy.metrics.exposition import Metrics
 from vipd.proxy.metrics.kube_proxy import without_local_endpoints
-from vipd.proxy.metrics.subjects import Subjects
+from vipd.proxy.metrics.subjects import Subjects, WritingEvents
 from vipd.proxy.names import Family
 from vipd.proxy.programming import NETWORK_PROGRAMMING_SECONDS, Kinds, Programming, Stage
+from vipd.proxy.sources.kubernetes.notice_writer import Counts
+from vipd.proxy.sources.kubernetes.resources import Wanted
+from vipd.proxy.sources.kubernetes.source import KubernetesSource
 from vipd.proxy.status import DrainView, LastSync, Status
 from vipd.proxy.virtualserver import Kind, Refusal, Use, VirtualServer
 
@@ -102,7 +105,10 @@ class Rig:
                 ),
             ),
             departures=cast(Any, None),
-            source=SimpleNamespace(silence=lambda: {"Service": 12.5}),
+            source=SimpleNamespace(
+                silence=lambda: {"Service": 12.5},
+                notices=Counts(written=11, held_back=12, failed=13, lost=14),
+            ),
             counters=self.counters,
             health=SimpleNamespace(answers=Counter({("healthz", 200): 8, ("livez", 503): 9})),
             stale_flows=SimpleNamespace(
@@ -182,6 +188,11 @@ def test_facts_are_under_their_names() -> None:
     assert value(found, "vipd_sync_objects_total") == 440
     assert value(found, "vipd_sync_stage_duration_seconds_count", stage="commit") == 1
     assert value(found, "vipd_api_silence_seconds", kind="Service") == 12.5
+    told = [
+        value(found, "vipd_events_total", outcome=one)
+        for one in ("written", "held_back", "failed", "lost")
+    ]
+    assert told == [11, 12, 13, 14]
     assert value(found, "vipd_repairs_total") == 3
     assert value(found, "vipd_repair_pause_seconds") == 8
     assert value(found, "vipd_settings_refused", setting="net.netfilter.nf_conntrack_max") == 1
@@ -265,6 +276,12 @@ async def test_connections_can_be_switched_off() -> None:
     ).exposition()
     assert rig.driver.tallies == 0
     assert not [one for one in parsed(text) if "connection" in one.name]
+
+
+def test_the_source_that_writes_events_says_what_became_of_them() -> None:
+    source: WritingEvents = KubernetesSource("kubeconfig", "node-1", Wanted())
+    assert isinstance(source, WritingEvents)
+    assert source.notices.written == 0
 
 
 # When it is read
