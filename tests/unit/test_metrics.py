@@ -13,6 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.test_connections import given, owner, server, table
 from tests.unit.test_status import GOOD, status
+from tests.waiting import until
 
 from vipd.backends.counts import Count, Outcome, Take
 from vipd.proxy.errors import Busy, Rejected
@@ -292,6 +293,19 @@ async def test_one_text_for_all_who_ask_at_once() -> None:
     metrics = Metrics(rig.subjects, rig.status)
     texts = await asyncio.gather(*(metrics.exposition() for _ in range(20)))
     assert (len(set(texts)), rig.asked, rig.driver.tallies) == (1, 1, 1)
+
+
+async def test_who_asks_and_goes_takes_nothing_from_the_others() -> None:
+    rig = Rig()
+    rig.driver.gate.clear()
+    metrics = Metrics(rig.subjects, rig.status)
+    first, second = (asyncio.ensure_future(metrics.exposition()) for _ in range(2))
+    await until(lambda: rig.driver.tallies == 1)
+    first.cancel()
+    rig.driver.gate.set()
+    assert b"vipd_service_connections_total{" in await second
+    assert await metrics.exposition() is second.result()
+    assert (rig.asked, rig.driver.tallies, first.cancelled()) == (1, 1, True)
 
 
 async def test_connections_are_read_one_at_a_time_and_not_again_at_once(
