@@ -8,6 +8,8 @@ import contextlib
 import sys
 from importlib import import_module
 
+_WITHOUT_HTTPS = ("http.client", "urllib.request")
+"""Modules of the standard library that leave HTTPS out for good where there is no ``ssl``."""
 _OWN_HASHES = ("_md5", "_sha1", "_sha256", "_sha512", "_sha3", "_blake2")
 
 
@@ -27,9 +29,15 @@ def without_openssl() -> None:
 
 
 def with_openssl() -> None:
-    """Let what needs OpenSSL import it after all; what did without goes on without."""
+    """Let what needs OpenSSL import it after all; what did without goes on without.
+
+    aiohttp imports modules that leave HTTPS out then. They are imported anew by whoever comes
+    next; who has them already keeps them as they are, and speaks no HTTPS.
+    """
     if not sys.modules.get("ssl", True):
         del sys.modules["ssl"]
+        for name in _WITHOUT_HTTPS:
+            sys.modules.pop(name, None)
 
 
 def without_rich() -> None:

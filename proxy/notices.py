@@ -9,6 +9,7 @@ the other service only where it is in the same namespace.
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -33,6 +34,9 @@ MOST_HOLDING = 256
 """Notices that are kept at once; further ones wait until some hold no more."""
 _API_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
 
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
+
 
 class Seen(Struct, frozen=True, kw_only=True):
     """The daemon at one moment, as far as anything of it is told."""
@@ -52,29 +56,38 @@ class Seen(Struct, frozen=True, kw_only=True):
 
 
 def holding(seen: Seen, failing_seconds: float) -> Iterator[Notice]:
-    """Yield what is worth telling as it is now. `failing_seconds`: since when commits fail."""
+    """Yield what is worth telling as it is now. `failing_seconds`: since when commits fail.
+
+    The order is the same each time, whatever order things come in, and so is what goes beyond the
+    most that are kept: the same ones wait.
+    """
     node = seen.node
     if seen.failure and failing_seconds >= FAILING_SECONDS:
         why = f"the {seen.mode} dataplane cannot be brought up to date: {seen.failure}"
         yield on_node(node, "DataplaneFailing", "Commit", why)
-    for party in seen.going_on:
+    for party in sorted(seen.going_on):
         why = f"{party or 'somebody'} changes rules of vipd again and again; repairs wait"
         yield on_node(node, "DriftGoesOn", "Repair", why)
     if seen.left_by_kube_proxy:
         some = "; ".join(seen.left_by_kube_proxy[:3])
         why = f"kube-proxy left {some}; `vipd cleanup --kube-proxy` takes it away"
         yield on_node(node, "KubeProxyLeftovers", "Start", why)
-    for key, error in seen.rejected.items():
+    for key, error in _ordered(seen.rejected):
         if claims := seen.table.claims.get(key):
             owner = claims[0].owner.service
             why = f"node {node} does not serve {key}: {error}"
             yield on_service(owner.namespace, owner.name, "RejectedByKernel", "Commit", why)
-    for service, (port, why) in seen.failed_ports.items():
+    for service, (port, why) in _ordered(seen.failed_ports):
         yield health_check_port_failed(service.namespace, service.name, node, port, why)
-    for conflict in seen.table.contested.values():
+    for _, conflict in _ordered(seen.table.contested):
         yield from _lost(conflict)
-    for error in seen.problems.values():
+    for _, error in _ordered(seen.problems):
         yield from _malformed(error)
+
+
+def _ordered(things: Mapping[KeyT, ValueT]) -> list[tuple[KeyT, ValueT]]:
+    """Return things by name: sentences are made of the first ones only, and cost more."""
+    return sorted(things.items(), key=lambda one: str(one[0]))
 
 
 def _lost(conflict: Conflict) -> Iterator[Notice]:

@@ -24,7 +24,10 @@ NETWORK_PROGRAMMING_SECONDS = (
 )  # fmt: skip
 """As kube-proxy's (pkg/proxy/metrics/metrics.go, v1.36)."""
 MOST_WAITING = 10_000
-"""Triggers that wait for their commit; of more, the time is not measured."""
+"""Triggers that wait for their commit; where there are more, those that wait longest are forgotten,
+so that services which are never committed (rejected ones) keep nothing from being measured."""
+MOST_WAITING_EACH = 16
+"""The same of one service and family; more than the first of them are not measured."""
 
 KINDS: Mapping[type, Kind] = {
     Service: Kind.SERVICE,
@@ -133,14 +136,31 @@ class Programming:
 
     def updated(self, before: Table, changes: Changes) -> None:
         """Note what the last events made of the table; what they did not change is no latency."""
+        if self._waiting:
+            self._gone(before, changes)
         for key, server in changes.virtual_servers.items() if self._fresh else ():
             if server is None:
                 continue
             place = (server.owner.service, key.family)
-            times = self._fresh.pop(place, [])[: MOST_WAITING - self._size]
-            if times:
-                self._waiting.setdefault(place, []).extend(times)
-                self._size += len(times)
+            if times := self._fresh.pop(place, None):
+                waiting = self._waiting.setdefault(place, [])
+                more = times[: MOST_WAITING_EACH - len(waiting)]
+                waiting += more
+                self._size += len(more)
+        while self._size > MOST_WAITING:
+            self._forget(next(iter(self._waiting)))
+
+    def _gone(self, before: Table, changes: Changes) -> None:
+        """Forget triggers of what nobody commits any more."""
+        for key, server in changes.virtual_servers.items():
+            claims = before.claims.get(key)
+            if claims and (server is None or server.owner.service != claims[0].owner.service):
+                self._forget((claims[0].owner.service, key.family))
+
+    def _forget(self, place: tuple[NamespacedName, Family]) -> list[float]:
+        times = self._waiting.pop(place, [])
+        self._size -= len(times)
+        return times
 
     # What dataplanes say
 
@@ -184,8 +204,7 @@ class Programming:
         for key in keys:
             claims = table.claims.get(key)
             place = (claims[0].owner.service, key.family) if claims else None
-            for at in self._waiting.pop(place, ()) if place is not None else ():
-                self._size -= 1
+            for at in self._forget(place) if place is not None else ():
                 self.latency.setdefault(
                     key.family, Distribution(NETWORK_PROGRAMMING_SECONDS)
                 ).observe(max(0.0, now - at))

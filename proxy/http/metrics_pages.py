@@ -24,7 +24,7 @@ KEEP_SECONDS = 1.0
 """How old a page may be that costs something to make."""
 
 Exposition = Callable[[], Awaitable[bytes]]
-"""Returns the metrics in Prometheus' text format."""
+"""Returns the metrics in Prometheus' text format, made once for all who ask at once."""
 Shown = tuple[Sequence[VirtualServerView], int]
 
 
@@ -43,10 +43,9 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 def metrics_pages(asked: Asked) -> Mapping[str, Page]:
     """Return the pages by path."""
-    exposition = Shared(asked.exposition, 0.0)
 
     async def metrics() -> Answer:
-        return Answer(await exposition.get(), EXPOSITION)
+        return Answer(await asked.exposition(), EXPOSITION)
 
     async def ok() -> Answer:
         return Answer(b"ok")

@@ -36,11 +36,14 @@ class Known:
 
 
 class Reading:
-    """One reading of all counters of a mode; `add` is told what has come since the one before."""
+    """One reading of all counters of a mode; `add` is told what has come since the one before.
 
-    def __init__(self, known: Known, add: Add) -> None:
+    `settle` is called when all of them were read.
+    """
+
+    def __init__(self, known: Known, add: Add, settle: Callable[[], None]) -> None:
         self._known = known
-        self._add = add
+        self._add, self._settle = add, settle
         self._now: dict[int, int] = {}
 
     def take(self, counts: Iterable[Count]) -> None:
@@ -64,6 +67,7 @@ class Reading:
         last, now = self._known.last, self._now
         self._known.missing = {one: number for one, number in last.items() if one not in now}
         self._known.last = now
+        self._settle()
 
     def broken_off(self) -> None:
         """Say that not all were read: the others are as they were."""
@@ -81,12 +85,15 @@ class Connections:
         self.services: dict[ServicePortName, Counter[Outcome]] = {}
         self.endpoints: dict[tuple[ServicePortName, str], int] = {}
         self._most_services, self._most_endpoints = most_services, most_endpoints
+        self._turned_away: dict[ServicePortName, int] = {}
+        """Those of whom one list of the kernel says that they asked, and no other one that they
+        were admitted: the most that it ever was."""
         self._known: dict[str, Known] = {}
         self._table: Table | None = None
 
     def reading(self, mode: str) -> "Reading":
         """Begin a reading of all counters of a mode."""
-        return Reading(self._known.setdefault(mode, Known({}, {})), self._add)
+        return Reading(self._known.setdefault(mode, Known({}, {})), self._add, self._settle)
 
     def keep(self, table: Table) -> None:
         """Forget services and endpoints that are not in the table."""
@@ -105,16 +112,30 @@ class Connections:
             for owner, counts in self.services.items()
             if owner is OTHERS or owner in there.get(owner.service, nothing)
         }
+        self._turned_away = {
+            owner: number for owner, number in self._turned_away.items() if owner in self.services
+        }
         self.endpoints = {
             (owner, endpoint): number
             for (owner, endpoint), number in self.endpoints.items()
             if owner is OTHERS or endpoint in there.get(owner.service, nothing).get(owner, ())
         }
 
-    @staticmethod
-    def denied(told: Counter[Outcome]) -> int:
-        """Return the attempts from sources that are not allowed."""
-        return told[Outcome.DENIED] + max(0, told[Outcome.ASKED] - told[Outcome.ADMITTED])
+    def denied(self, owner: ServicePortName) -> int:
+        """Return the attempts from sources that are not allowed, as of the last whole reading."""
+        told = self.services.get(owner, Counter())
+        return told[Outcome.DENIED] + self._turned_away.get(owner, 0)
+
+    def _settle(self) -> None:
+        """Note who was turned away.
+
+        The kernel lists who asked first, and who was admitted after that. Connections that come in
+        between make the difference too small, never too large.
+        """
+        for owner, told in self.services.items():
+            number = told[Outcome.ASKED] - told[Outcome.ADMITTED]
+            if number > self._turned_away.get(owner, 0):
+                self._turned_away[owner] = number
 
     def _add(self, owner: ServicePortName, endpoint: str, outcome: Outcome, number: int) -> None:
         if owner not in self.services and len(self.services) >= self._most_services:

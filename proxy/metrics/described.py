@@ -162,6 +162,11 @@ OWN = (
         "vipd_api_silence_seconds", "gauge",
         "Since the API server was heard of on a kind, bookmarks included.", ("kind",),
     ),
+    Described(
+        "vipd_events_total", "counter",
+        "Events told to the API server: written, held_back (enough were), failed, lost (too many).",
+        ("outcome",),
+    ),
     Described("vipd_repairs_total", "counter", "Changes by others that were put right."),
     Described(
         "vipd_repair_pause_seconds", "gauge",

@@ -7,14 +7,13 @@ speak HTTP.
 import asyncio
 import contextlib
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 
 from vipd.proxy import lean
+from vipd.proxy.http.shared import Shared
 from vipd.proxy.metrics.subjects import Subjects
 from vipd.proxy.status import Status
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FRESH_SECONDS = 1.0
 """Whoever asks within it gets the same text: several Prometheus servers are told once."""
 _SWITCH_SECONDS = 0.0005
@@ -28,24 +27,20 @@ class Metrics:
     def __init__(self, subjects: Subjects, status: Callable[[], Awaitable[Status]]) -> None:
         self._subjects = subjects
         self._status = status
-        self._one = asyncio.Lock()
-        self._text = b""
-        self._made: float | None = None
+        self._text = Shared(self._make, FRESH_SECONDS)
 
     async def exposition(self) -> bytes:
         """Return all metrics in Prometheus's text format 0.0.4."""
-        async with self._one:
-            if self._made is None or time.monotonic() - self._made >= FRESH_SECONDS:
-                if self._subjects.counted is not None:
-                    await self._subjects.counted.refresh()
-                status = await self._status()
-                self._text = await asyncio.to_thread(self._write, status)
-                self._made = time.monotonic()
-            return self._text
+        return await self._text.get()
 
     async def stop(self) -> None:
         """End what is under way."""
         await self._subjects.counters.stop()
+
+    async def _make(self) -> bytes:
+        if self._subjects.counted is not None:
+            await self._subjects.counted.refresh()
+        return await asyncio.to_thread(self._write, await self._status())
 
     def _write(self, status: Status) -> bytes:
         with _yielding():

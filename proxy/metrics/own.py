@@ -11,7 +11,7 @@ from vipd.backends.registry import MODES
 from vipd.proxy.metrics import host
 from vipd.proxy.metrics.connections import OTHERS, Connections
 from vipd.proxy.metrics.families import Families
-from vipd.proxy.metrics.subjects import Hearing, Locking, Refusing, Subjects
+from vipd.proxy.metrics.subjects import Hearing, Locking, Refusing, Subjects, WritingEvents
 from vipd.proxy.names import ServicePortName
 from vipd.proxy.status import Status
 from vipd.proxy.version import VERSION
@@ -88,7 +88,7 @@ def _sums(families: Families, connections: Connections) -> None:
             ("rejected", told[Outcome.REJECTED]),
             ("dropped", told[Outcome.DROPPED]),
             ("unserved", told[Outcome.UNSERVED]),
-            ("denied", connections.denied(told)),
+            ("denied", connections.denied(owner)),
         ):
             if number:
                 families.add("vipd_service_refused_connections_total", number, *port, why)
@@ -131,6 +131,15 @@ def _sources(families: Families, subjects: Subjects) -> None:
     if isinstance(subjects.source, Hearing):
         for kind, seconds in sorted(subjects.source.silence().items()):
             families.add("vipd_api_silence_seconds", seconds, kind)
+    if isinstance(subjects.source, WritingEvents):
+        told = subjects.source.notices
+        for outcome, number in (
+            ("written", told.written),
+            ("held_back", told.held_back),
+            ("failed", told.failed),
+            ("lost", told.lost),
+        ):
+            families.add("vipd_events_total", number, outcome)
 
 
 def _repairs(families: Families, subjects: Subjects) -> None:

@@ -53,6 +53,35 @@ class Hearing(typing.Protocol):
         """Return for how many seconds nothing was heard about each kind of object."""
 
 
+class Written(typing.Protocol):
+    """What became of the Events that were to be written."""
+
+    @property
+    def written(self) -> int:
+        """How many were."""
+
+    @property
+    def held_back(self) -> int:
+        """How many were not, because so many are enough."""
+
+    @property
+    def failed(self) -> int:
+        """How many the API server did not take."""
+
+    @property
+    def lost(self) -> int:
+        """How many there was no room for."""
+
+
+@typing.runtime_checkable
+class WritingEvents(typing.Protocol):
+    """A source that shows notices to those who run the cluster."""
+
+    @property
+    def notices(self) -> Written:
+        """What became of them."""
+
+
 @typing.runtime_checkable
 class WritingRules(typing.Protocol):
     """A driver of iptables."""

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.netns.cluster import NFT, QuickDaemon, endpoint_slice, node, service, until
 from tests.netns.planes import ours
@@ -12,6 +13,7 @@ from tests.netns.planes import ours
 from vipd.bench import api_process, lab_netns
 from vipd.bench.api_process import ApiProcess
 from vipd.bench.lab import Lab
+from vipd.proxy.control import read
 from vipd.proxy.names import Family, parse_address
 
 pytestmark = pytest.mark.netns
@@ -61,6 +63,8 @@ def test_a_start_a_conflict_a_taken_port_and_what_kube_proxy_left(
         assert "service old is older" in conflict
         failed = found["Service", "FailedToStartServiceHealthcheck"]
         assert f"port {TAKEN}: Address already in use" in failed
+        counted = 'vipd_events_total{outcome="written"} 4.0'
+        until(lambda: counted in msgspec.json.decode(read(str(daemon.socket), "metrics")), counted)
     finally:
         other.close()
         daemon.stop()

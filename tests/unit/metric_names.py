@@ -18,6 +18,7 @@ NOT_ALWAYS = {
     "vipd_service_rejected",
     "vipd_service_refused_connections_total",
     "vipd_api_silence_seconds",
+    "vipd_events_total",
     "vipd_settings_refused",
     "vipd_draining_flows",
     "vipd_switches_total",

@@ -122,13 +122,43 @@ def test_what_is_gone_is_forgotten_and_makes_room() -> None:
     assert set(sums.services) == {owner(1), OTHERS}
 
 
-@pytest.mark.parametrize(("asked", "admitted", "denied"), [(9, 4, 5), (4, 4, 0), (3, 4, 0)])
-def test_who_is_not_admitted_is_denied(asked: int, admitted: int, denied: int) -> None:
-    sums = Connections()
-    read(
-        sums,
+def listed(asked: int, admitted: int) -> tuple[Count, Count]:
+    return (
         Count("a", owner(1), "", Outcome.ASKED, asked),
         Count("b", owner(1), "", Outcome.ADMITTED, admitted),
     )
-    assert sums.denied(sums.services[owner(1)]) == denied
+
+
+@pytest.mark.parametrize(("asked", "admitted", "denied"), [(9, 4, 5), (4, 4, 0), (3, 4, 0)])
+def test_who_is_not_admitted_is_denied(asked: int, admitted: int, denied: int) -> None:
+    sums = Connections()
+    read(sums, *listed(asked, admitted))
+    assert sums.denied(owner(1)) == denied
     assert sums.endpoints == {}
+
+
+def test_denied_never_goes_down_though_its_two_lists_are_of_two_moments() -> None:
+    sums = Connections()
+    found = []
+    for asked, admitted in ((10, 4), (20, 17), (30, 17), (30, 25), (40, 26)):
+        read(sums, *listed(asked, admitted))
+        found.append(sums.denied(owner(1)))
+    assert found == [6, 6, 13, 13, 14]
+
+
+def test_half_a_reading_denies_nobody() -> None:
+    sums = Connections()
+    read(sums, *listed(10, 4))
+    reading = sums.reading("nftables")
+    reading.take(listed(50, 44)[:1])
+    assert sums.denied(owner(1)) == 6
+    reading.broken_off()
+    read(sums, *listed(50, 44))
+    assert sums.denied(owner(1)) == 6
+
+
+def test_what_was_denied_is_forgotten_with_its_service() -> None:
+    sums = Connections()
+    read(sums, *listed(10, 4))
+    sums.keep(table(server(2, ["10.244.0.1"])))
+    assert sums.denied(owner(1)) == 0

@@ -52,10 +52,13 @@ def test_openssl_can_be_had_after_all() -> None:
     script = """
 from vipd.proxy import lean
 lean.without_openssl()
+import aiohttp.web  # as the daemon does before somebody asks for metrics
 lean.with_openssl()
 import prometheus_client
+from urllib.request import HTTPSHandler
+from http.client import HTTPSConnection
 """
-    assert {"ssl", "prometheus_client"} <= imported(script)
+    assert {"ssl", "aiohttp.web", "prometheus_client"} <= imported(script)
 
 
 @pytest.mark.parametrize(

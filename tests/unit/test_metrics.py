@@ -13,6 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.test_connections import given, owner, server, table
 from tests.unit.test_status import GOOD, status
+from tests.waiting import until
 
 from vipd.backends.counts import Count, Outcome, Take
 from vipd.proxy.errors import Busy, Rejected
@@ -24,9 +25,12 @@ from vipd.proxy.metrics.counters import Counters
 from vipd.proxy.metrics.described import KUBE_PROXY, METRICS, MODES, OWN
 from vipd.proxy.metrics.exposition import Metrics
 from vipd.proxy.metrics.kube_proxy import without_local_endpoints
-from vipd.proxy.metrics.subjects import Subjects
+from vipd.proxy.metrics.subjects import Subjects, WritingEvents
 from vipd.proxy.names import Family
 from vipd.proxy.programming import NETWORK_PROGRAMMING_SECONDS, Kinds, Programming, Stage
+from vipd.proxy.sources.kubernetes.notice_writer import Counts
+from vipd.proxy.sources.kubernetes.resources import Wanted
+from vipd.proxy.sources.kubernetes.source import KubernetesSource
 from vipd.proxy.status import DrainView, LastSync, Status
 from vipd.proxy.virtualserver import Kind, Refusal, Use, VirtualServer
 
@@ -102,7 +106,10 @@ class Rig:
                 ),
             ),
             departures=cast(Any, None),
-            source=SimpleNamespace(silence=lambda: {"Service": 12.5}),
+            source=SimpleNamespace(
+                silence=lambda: {"Service": 12.5},
+                notices=Counts(written=11, held_back=12, failed=13, lost=14),
+            ),
             counters=self.counters,
             health=SimpleNamespace(answers=Counter({("healthz", 200): 8, ("livez", 503): 9})),
             stale_flows=SimpleNamespace(
@@ -182,6 +189,11 @@ def test_facts_are_under_their_names() -> None:
     assert value(found, "vipd_sync_objects_total") == 440
     assert value(found, "vipd_sync_stage_duration_seconds_count", stage="commit") == 1
     assert value(found, "vipd_api_silence_seconds", kind="Service") == 12.5
+    told = [
+        value(found, "vipd_events_total", outcome=one)
+        for one in ("written", "held_back", "failed", "lost")
+    ]
+    assert told == [11, 12, 13, 14]
     assert value(found, "vipd_repairs_total") == 3
     assert value(found, "vipd_repair_pause_seconds") == 8
     assert value(found, "vipd_settings_refused", setting="net.netfilter.nf_conntrack_max") == 1
@@ -267,6 +279,12 @@ async def test_connections_can_be_switched_off() -> None:
     assert not [one for one in parsed(text) if "connection" in one.name]
 
 
+def test_the_source_that_writes_events_says_what_became_of_them() -> None:
+    source: WritingEvents = KubernetesSource("kubeconfig", "node-1", Wanted())
+    assert isinstance(source, WritingEvents)
+    assert source.notices.written == 0
+
+
 # When it is read
 
 
@@ -275,6 +293,19 @@ async def test_one_text_for_all_who_ask_at_once() -> None:
     metrics = Metrics(rig.subjects, rig.status)
     texts = await asyncio.gather(*(metrics.exposition() for _ in range(20)))
     assert (len(set(texts)), rig.asked, rig.driver.tallies) == (1, 1, 1)
+
+
+async def test_who_asks_and_goes_takes_nothing_from_the_others() -> None:
+    rig = Rig()
+    rig.driver.gate.clear()
+    metrics = Metrics(rig.subjects, rig.status)
+    first, second = (asyncio.ensure_future(metrics.exposition()) for _ in range(2))
+    await until(lambda: rig.driver.tallies == 1)
+    first.cancel()
+    rig.driver.gate.set()
+    assert b"vipd_service_connections_total{" in await second
+    assert await metrics.exposition() is second.result()
+    assert (rig.asked, rig.driver.tallies, first.cancelled()) == (1, 1, True)
 
 
 async def test_connections_are_read_one_at_a_time_and_not_again_at_once(

@@ -1,8 +1,11 @@
 """What is told of, when again, and how much of it is written: pure, with clocks of the test's."""
 
 from ipaddress import ip_address
+from typing import Any, cast
 
+import pytest
 from immutables import Map
+from msgspec.structs import replace
 
 from vipd.proxy.errors import ManifestError, Rejected
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName
@@ -39,15 +42,21 @@ def told(what: Seen, failing: float = 0.0) -> list[tuple[str, str, str]]:
     return [(str(n.subject.name), n.reason, n.text) for n in holding(what, failing)]
 
 
+def served(key: Key) -> VirtualServer:
+    return VirtualServer(
+        key=key, owner=owner("shop/web"), kind=ServerKind.CLUSTER, cluster=(), local=()
+    )
+
+
+LATE = owner("shop/late")
+
+
 def test_nothing_is_told_where_all_is_well() -> None:
     assert told(seen()) == []
 
 
 def test_a_rejected_service() -> None:
-    server = VirtualServer(
-        key=KEY, owner=owner("shop/web"), kind=ServerKind.CLUSTER, cluster=(), local=()
-    )
-    table = Table(Map(), Map({KEY: (server,)}), Map(), NodeNetwork())
+    table = Table(Map(), Map({KEY: (served(KEY),)}), Map(), NodeNetwork())
     ((name, reason, text),) = told(seen(table, rejected={KEY: Rejected("add", "no memory")}))
     assert (name, reason) == ("web", "RejectedByKernel")
     assert "node node-1" in text
@@ -125,6 +134,31 @@ def test_what_holds_is_told_when_it_begins_and_then_seldom() -> None:
 def test_many_that_hold_are_bounded() -> None:
     watch = Holding()
     assert len(watch.due(map(some, range(10 * MOST_HOLDING)), 0.0)) == MOST_HOLDING
+
+
+@pytest.mark.parametrize("what", ["rejected", "contested", "failed_ports", "problems"])
+def test_many_that_hold_are_the_same_ones_in_whatever_order_they_come(what: str) -> None:
+    keys = [replace(KEY, port=number + 1) for number in range(MOST_HOLDING + 44)]
+    watch = Holding()
+    told = []
+    for some in (keys, keys[::-1]):
+        found: dict[Any, Any] = {}
+        table = replace(EMPTY, claims=Map({key: (served(key),) for key in keys}))
+        match what:
+            case "rejected":
+                found = {key: Rejected("add", "no memory") for key in some}
+            case "contested":
+                lost = {key: Conflict(key, owner("shop/web"), (LATE,)) for key in some}
+                table = replace(table, contested=cast(Any, lost))
+            case "failed_ports":
+                found = {NamespacedName("shop", str(key)): (30000, "taken") for key in some}
+            case "problems":
+                found = {
+                    f"s/{key}": ManifestError("f", f"Service s/{key}", "spec", "no") for key in some
+                }
+        holds = holding(seen(table, **({what: found} if found else {})), 0.0)
+        told.append(len(watch.due(holds, 0.0)))
+    assert told == [MOST_HOLDING, 0]
 
 
 def test_texts_fit() -> None:

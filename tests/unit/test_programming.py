@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from vipd.proxy.events import Applied, Deleted, Event, Kind, OwnAddresses, Synced
 from vipd.proxy.model import EndpointSlice, KubernetesObject
 from vipd.proxy.names import Family, NamespacedName, Protocol, ServicePortName, parse_address
-from vipd.proxy.programming import KINDS, MOST_WAITING, Kinds, Programming
+from vipd.proxy.programming import KINDS, MOST_WAITING, MOST_WAITING_EACH, Kinds, Programming
 from vipd.proxy.snapshot import Snapshot
 from vipd.proxy.virtualserver import Changes, Key, NodeNetwork, Table, VirtualServer
 from vipd.proxy.virtualserver import Kind as ServerKind
@@ -21,6 +21,7 @@ KEY = Key(Family.IPV4, parse_address("10.96.0.1"), Protocol.TCP, 80)
 SIX = Key(Family.IPV6, parse_address("fd00::1"), Protocol.TCP, 80)
 SERVER = VirtualServer(key=KEY, owner=OWNER, kind=ServerKind.CLUSTER, cluster=(), local=())
 TABLE = Table(Map({NAME: (SERVER,)}), Map({KEY: (SERVER,)}), Map(), NodeNetwork())
+EMPTY = Table(Map(), Map(), Map(), NodeNetwork())
 CHANGES = Changes({KEY: SERVER})
 NOTHING = Snapshot()
 
@@ -98,16 +99,51 @@ def test_what_is_listed_again_is_not_measured_again(told: Programming) -> None:
     assert latencies(told) == (0, 0.0)
 
 
-def test_those_that_wait_are_bounded(told: Programming) -> None:
+def test_those_of_one_service_that_wait_are_bounded(told: Programming) -> None:
     for _ in range(3):
-        tell(told, *(Applied(a_slice(1001.0)) for _ in range(MOST_WAITING // 2)))
+        tell(told, *(Applied(a_slice(1001.0)) for _ in range(MOST_WAITING_EACH // 2)))
         told.updated(TABLE, CHANGES)
     told.committed([KEY], TABLE)
-    assert latencies(told)[0] == MOST_WAITING
+    assert latencies(told)[0] == MOST_WAITING_EACH
+
+
+def numbered(number: int) -> tuple[VirtualServer, EndpointSlice]:
+    """Return one of many services, with a slice whose trigger is as late as its number."""
+    name = NamespacedName("shop", f"web-{number}")
+    key = replace(KEY, port=number + 1)
+    changed = replace(a_slice(1001.0 + number), name=name, service=name)
+    return replace(SERVER, key=key, owner=ServicePortName(name, "http", Protocol.TCP)), changed
+
+
+def test_services_that_are_never_committed_keep_no_other_from_being_measured(
+    told: Programming, clock: Clock
+) -> None:
+    for number in range(MOST_WAITING + 1):
+        server, changed = numbered(number)
+        tell(told, Applied(changed))
+        told.updated(EMPTY, Changes({server.key: server}))
+    clock.now = 1001.0 + number
+    told.committed([server.key], replace(TABLE, claims=Map({server.key: (server,)})))
+    assert latencies(told) == (1, 0.0)
+    first, _ = numbered(0)
+    told.committed([first.key], replace(TABLE, claims=Map({first.key: (first,)})))
+    assert latencies(told) == (1, 0.0), "it waited longest, and was forgotten"
+
+
+@pytest.mark.parametrize("now", [None, numbered(7)[0]], ids=["nobody's", "another's"])
+def test_what_is_gone_before_its_commit_is_not_measured(
+    told: Programming, clock: Clock, now: VirtualServer | None
+) -> None:
     tell(told, Applied(a_slice(1001.0)))
-    told.updated(TABLE, CHANGES)
+    told.updated(EMPTY, CHANGES)
+    tell(told, Deleted(Kind.SERVICE, NAME))
+    told.updated(TABLE, Changes({KEY: now}))
+    clock.now = 2000.0
+    told.committed([KEY], EMPTY)
+    tell(told, Applied(a_slice(1999.0)))  # it comes again
+    told.updated(EMPTY, CHANGES)
     told.committed([KEY], TABLE)
-    assert latencies(told)[0] == MOST_WAITING + 1
+    assert latencies(told) == (1, 1.0)
 
 
 def test_changes_wait_until_a_sync_begins(told: Programming, clock: Clock) -> None:
