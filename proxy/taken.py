@@ -1,7 +1,7 @@
 """What of a changed configuration is taken while the daemon runs.
 
-Lives here: which part a field of the configuration concerns, telling it, and what is in effect. Must
-not: read the file (reload.py does), or know what a part does about it.
+Lives here: which part a field of the configuration concerns, telling it, and what is in effect.
+Must not: read the file (reload.py does), or know what a part does about it.
 """
 
 from collections.abc import Mapping
