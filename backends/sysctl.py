@@ -22,6 +22,11 @@ MOUNTED = Path("/host/proc/sys")
 folder net is mounted there (deploy/base/daemonset.yaml; Cilium's path)."""
 
 
+def here() -> Path:
+    """Return the folder that stands for /proc/sys: the host's where that is mounted."""
+    return MOUNTED if (MOUNTED / "net").is_dir() else ROOT
+
+
 class Setting(Struct, frozen=True):
     """A setting by its path below /proc/sys, its value and why; `keep` is never taken back."""
 
@@ -47,7 +52,7 @@ class Sysctls:
 
     def __init__(self, record: Path, root: Path | None = None) -> None:
         self._record = record
-        self._root = root or (MOUNTED if (MOUNTED / "net").is_dir() else ROOT)
+        self._root = root or here()
 
     def apply(self, wanted: Iterable[Setting]) -> dict[Setting, str]:
         """Write the settings that differ; return those that could not be written, with the reason.

@@ -56,7 +56,11 @@ async def run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await source.check()  # before anything is made
+    # Before anything is made; it may take a while.
+    await _until_one_ends(source.check(), stop.wait())
+    if stop.is_set():
+        log.info("stop", dataplane="left in place")
+        return
     if os.geteuid() != 0:
         await choose(config)
     with contextlib.closing(instance.take()) as lock:

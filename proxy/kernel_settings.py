@@ -5,7 +5,9 @@ a container /proc may be read-only, and outside of the first network namespace s
 to the host (nf_conntrack_max since Linux 5.12, the hash table): what is refused is told, once.
 
 What kube-proxy sets (pkg/proxy/conntrack/sysctls.go, v1.36), but that the table is never made
-smaller than it is. Nothing is taken back at the end: other flows of the node depend on it.
+smaller than it is. Nothing is taken back at the end: other flows of the node depend on it. What is
+not configured any more while the daemon runs gets back the value that the daemon found, but for
+sizes, and for what somebody has changed since.
 """
 
 import asyncio
@@ -13,19 +15,31 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
-from vipd.backends import conntrack_messages
+from vipd.backends import conntrack_messages, sysctl
 from vipd.proxy.settings import ConntrackSettings
 
-ROOT = Path("/")
-_SYSCTLS = "proc/sys/net/netfilter/nf_conntrack"
-_HASH_SIZE = "sys/module/nf_conntrack/parameters/hashsize"
-_OOM_SCORE = "proc/self/oom_score_adj"
+_NAME = "net/netfilter/nf_conntrack_"
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 _ENTRIES_PER_BUCKET = 4
+_NOTHING = ConntrackSettings(
+    max_per_core=0, min=0, tcp_established_seconds=0, tcp_close_wait_seconds=0
+)
 
 log = structlog.get_logger()
+
+
+class _Found(NamedTuple):
+    """What a sysctl was before this process wrote it, and what was written."""
+
+    before: str
+    ours: str
+
+
+Found = dict[str, _Found]
 
 
 class KernelSettings:
@@ -34,8 +48,11 @@ class KernelSettings:
     def __init__(self, conntrack: ConntrackSettings | None, oom_score: int | None) -> None:
         self.refused: tuple[str, ...] = ()
         """Sentences about what could not be set."""
-        self._conntrack = conntrack
-        self._oom_score = oom_score
+        self.conntrack = conntrack
+        """What is configured now."""
+        self.oom_score = oom_score
+        """The same."""
+        self._found: Found = {}
 
     async def run(self) -> None:
         """Try, then wait until cancelled."""
@@ -44,7 +61,7 @@ class KernelSettings:
 
     async def change(self, conntrack: ConntrackSettings | None, oom_score: int | None) -> None:
         """Try what the configuration says now."""
-        self._conntrack, self._oom_score = conntrack, oom_score
+        self.conntrack, self.oom_score = conntrack, oom_score
         await self._try()
 
     async def _try(self) -> None:
@@ -54,35 +71,43 @@ class KernelSettings:
                 log.warning("kernel setting refused", why=one)
 
     def _apply(self) -> tuple[str, ...]:
-        refused = apply(self._conntrack) if self._conntrack is not None else ()
-        if self._oom_score is not None:
-            refused += adjust_oom_score(self._oom_score)
+        refused: tuple[str, ...] = ()
+        if self.conntrack is not None or self._found:
+            refused += apply(self.conntrack or _NOTHING, found=self._found)
+        if self.oom_score is not None:
+            refused += adjust_oom_score(self.oom_score)
         return refused
 
 
-def apply(settings: ConntrackSettings, root: Path = ROOT) -> tuple[str, ...]:
-    """Set what connection tracking has otherwise; return a sentence for what could not be set."""
-    if not (root / f"{_SYSCTLS}_max").exists():
+def apply(
+    settings: ConntrackSettings, root: Path | None = None, found: Found | None = None
+) -> tuple[str, ...]:
+    """Set what connection tracking has otherwise; return a sentence for what could not be set.
+
+    `root`: the folder that stands for /proc/sys; None: the host's where that is mounted. `found`
+    keeps what was there before, for when a setting is not wanted any more.
+    """
+    root = sysctl.here() if root is None else root
+    if not (root / f"{_NAME}max").exists():
         _load()
-    return tuple(_applied(settings, root))
+    return tuple(_applied(settings, root, {} if found is None else found))
 
 
-def adjust_oom_score(score: int, root: Path = ROOT) -> tuple[str, ...]:
+def adjust_oom_score(score: int, path: Path = _OOM_SCORE) -> tuple[str, ...]:
     """Let the kernel end this process sooner or later than others when memory is short.
 
     -1000 to 1000 (proc_pid_oom_score_adj(5)). Return a sentence where it cannot be set.
     """
-    return tuple(_set(root / _OOM_SCORE, score, "oom_score_adj"))
+    return tuple(_set(path, score, "oom_score_adj"))
 
 
-def _applied(settings: ConntrackSettings, root: Path) -> Iterator[str]:
-    most = 0
+def _applied(settings: ConntrackSettings, root: Path, found: Found) -> Iterator[str]:
     if settings.max_per_core:
         most = max(settings.max_per_core * (os.cpu_count() or 1), settings.min)
-        yield from _set(root / f"{_SYSCTLS}_max", most, _name("max"), at_least=True)
-        buckets = most // _ENTRIES_PER_BUCKET
-        name = "hashsize of nf_conntrack"
-        yield from _set(root / _HASH_SIZE, buckets, name, at_least=True)
+        # The sysctl of the hash table, and not the parameter of the module: a container without
+        # privileges has its /sys read-only, and the host's /proc/sys/net mounted.
+        for name, value in (("max", most), ("buckets", most // _ENTRIES_PER_BUCKET)):
+            yield from _set(root / f"{_NAME}{name}", value, _dotted(name), at_least=True)
     wanted = {
         "tcp_timeout_established": settings.tcp_established_seconds,
         "tcp_timeout_close_wait": settings.tcp_close_wait_seconds,
@@ -91,12 +116,25 @@ def _applied(settings: ConntrackSettings, root: Path) -> Iterator[str]:
         "udp_timeout_stream": settings.udp_stream_seconds,
     }
     for name, value in wanted.items():
+        path = root / f"{_NAME}{name}"
         if value:
-            yield from _set(root / f"{_SYSCTLS}_{name}", value, _name(name))
+            before = found[name].before if name in found else _get(path)
+            found[name] = _Found(before, str(value))
+            yield from _set(path, value, _dotted(name))
+        elif name in found and _get(path) == found[name].ours and found[name].before:
+            yield from _set(path, int(found.pop(name).before), _dotted(name))
 
 
-def _name(last: str) -> str:
-    return f"net.netfilter.nf_conntrack_{last}"
+def _get(path: Path) -> str:
+    """Return what a setting is; empty where it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _dotted(name: str) -> str:
+    return f"{_NAME}{name}".replace("/", ".")
 
 
 def _set(path: Path, value: int, name: str, *, at_least: bool = False) -> Iterator[str]:

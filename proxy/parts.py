@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from msgspec import structs
 
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.registry import NEED_OWN_ADDRESSES, Backend, backend
@@ -91,7 +90,7 @@ class Parts:
         self.health = health(self.sync, self.switching, from_cluster=not config.manifests)
         self.http = HttpService(config.http, self.sync, self.health)
         self.noticing = Noticing(self.sync, self.switching, self.http, source.tell)
-        taken = Taken(
+        self.taken = Taken(
             self.sync,
             self.switching,
             self.departures,
@@ -100,7 +99,7 @@ class Parts:
             self.dns_way,
             self.http,
         )
-        self.reloading = Reloading(flags, taken.fields(), self.dns.reread)
+        self.reloading = Reloading(flags, self.taken.fields(), self.dns.reread)
         self.answers = Answers(
             config,
             self.sync,
@@ -127,7 +126,7 @@ class Parts:
             ),
             lambda: self.answers.status(WORKERS),
         )
-        self.http.show(self._metrics_pages)
+        self.http.show(self.pages)
         self.requests: dict[str, control.Reader] = {
             **self.answers.requests(),
             "dns": self.dns.status,
@@ -156,6 +155,21 @@ class Parts:
         await self.dns.stop()
         await self.own_addresses.stop()
         await self.http.stop()
+
+    def pages(self) -> Mapping[str, Page]:
+        """Return the pages of the metrics server by path; it asks for them when it is asked."""
+        from vipd.proxy.http.metrics_pages import Asked, metrics_pages  # not before it is asked for
+
+        return metrics_pages(
+            Asked(
+                exposition=self.metrics.exposition,
+                status=lambda: self.answers.status(WORKERS),
+                servers=self.answers.first,
+                mode=lambda: self.switching.serving.mode,
+                config=lambda: self.taken.in_effect(self._config),
+                flags=self._flags,
+            )
+        )
 
     def on_hangup(self) -> None:
         """Look again at everything that is followed, because someone sent SIGHUP."""
@@ -201,23 +215,6 @@ class Parts:
 
     def _counters(self) -> Counters:
         return Counters(Connections(), lambda: self.switching.serving, lambda: self.sync.table)
-
-    def _effective(self) -> Config:
-        return structs.replace(self._config, node=self.sync.settings, http=self.http.settings)
-
-    def _metrics_pages(self) -> Mapping[str, Page]:
-        from vipd.proxy.http.metrics_pages import Asked, metrics_pages  # not before it is asked for
-
-        return metrics_pages(
-            Asked(
-                exposition=self.metrics.exposition,
-                status=lambda: self.answers.status(WORKERS),
-                servers=self.answers.first,
-                mode=lambda: self.switching.serving.mode,
-                config=self._effective,
-                flags=self._flags,
-            )
-        )
 
     async def _exposition(self, _: str) -> str:
         return (await self.metrics.exposition()).decode()

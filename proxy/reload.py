@@ -44,6 +44,8 @@ class Reloading:
         self._flags, self._sections, self._tell = flags, sections, tell
         self._concerned = concerned
         now = loaded(flags)
+        self._mode = now.config.mode
+        """What was configured at the start: kube-proxy's fields mean what they mean in it."""
         self._runs_by = as_file(now.config)
         """What counts now, as a VipdConfiguration would say it."""
         self._notes = now.notes
@@ -53,7 +55,9 @@ class Reloading:
         """Fields that were named last."""
         self._asked = asyncio.Event()
         self._refused = ""
-        """What was wrong last."""
+        """What was wrong last: with the file, or with a section of it."""
+        self._taken_beside: list[str] = []
+        """Sections of a file that were taken before another one was refused."""
         self._again: asyncio.TimerHandle | None = None
         self._is_retry = False
 
@@ -65,7 +69,9 @@ class Reloading:
     def notes(self) -> Iterator[str]:
         """Yield what those who read the status should know of the file."""
         if self._refused:
-            yield f"the configuration as it is now is refused: {self._refused}"
+            beside = ", ".join(self._taken_beside)
+            but = f" (taken of it: {beside})" if beside else ""
+            yield f"the configuration as it is now is refused{but}: {self._refused}"
         if self._named:
             yield f"configuration that counts at the next start only: {', '.join(self._named)}"
 
@@ -97,27 +103,26 @@ class Reloading:
             self._again.cancel()
             self._again = None
         is_retry, self._is_retry = self._is_retry, False
-        is_good = False
         try:
-            now = await asyncio.to_thread(loaded, self._flags)
-            is_good = True
-            told = as_file(now.config)
-            for field in self._differences(told):
-                if field in self._sections:
-                    self._left[field] = await self._sections[field](now.config)
-                    self._runs_by[field] = told.get(field)
-                    log.info("configuration is taken", section=field)
+            now = await asyncio.to_thread(loaded, self._flags, self._mode)
         except VipdError as error:
-            if is_good:
-                loop = asyncio.get_running_loop()
-                self._again = loop.call_later(RETRY_SECONDS, self._retry)
-            if not is_retry or str(error) != self._refused:
-                then = f"in {RETRY_SECONDS:g} s" if is_good else "when the file changes"
-                said = "configuration is refused; the one before stays"
-                log.warning(said, why=str(error), tried_again=then)
-                self._tell(str(error), self._named)
-            self._refused = str(error)
+            self._refuse(error, [], is_retry=is_retry)
             return
+        told = as_file(now.config)
+        taken = list(self._taken_beside)
+        for field in self._differences(told):
+            if field in self._sections:
+                try:
+                    self._left[field] = await self._sections[field](now.config)
+                except VipdError as error:
+                    loop = asyncio.get_running_loop()
+                    self._again = loop.call_later(RETRY_SECONDS, self._retry)
+                    self._refuse(error, taken, is_retry=is_retry)
+                    return
+                self._runs_by[field] = told.get(field)
+                taken = [*(one for one in taken if one != field), field]
+                log.info("configuration is taken", section=field)
+        self._taken_beside = []
         self._refused = ""
         tell_without_effect(now.notes, self._notes)
         self._notes = now.notes
@@ -126,6 +131,19 @@ class Reloading:
             log.warning("configuration counts at the next start only", fields=", ".join(restart))
         self._named = restart
         self._tell("", restart)
+
+    def _refuse(self, error: VipdError, taken: list[str], *, is_retry: bool) -> None:
+        """Say what is wrong, and what counts instead, unless that was said last time."""
+        if not is_retry or str(error) != self._refused:
+            then = "when the file changes" if self._again is None else f"in {RETRY_SECONDS:g} s"
+            said = {"why": str(error), "tried_again": then}
+            if taken:
+                beside = ", ".join(taken)
+                log.warning("configuration is taken in part; the rest stays", taken=beside, **said)
+            else:
+                log.warning("configuration is refused; the one before stays", **said)
+            self._tell(str(error), self._named)
+        self._refused, self._taken_beside = str(error), taken
 
     def _retry(self) -> None:
         self._is_retry = True

@@ -1,7 +1,7 @@
 """What of a changed configuration is taken while the daemon runs.
 
-Lives here: which part a field of the configuration concerns, and telling it. Must not: read the
-file (reload.py does), or know what a part does about it.
+Lives here: which part a field of the configuration concerns, telling it, and what is in effect.
+Must not: read the file (reload.py does), or know what a part does about it.
 """
 
 from collections.abc import Mapping
@@ -65,6 +65,19 @@ class Taken:
             "dns": self._names,
             "http": self._servers,
         }
+
+    def in_effect(self, started: Config) -> Config:
+        """Return what counts now in a process that was started with a configuration."""
+        drain_seconds = self._departures.drain_seconds
+        return structs.replace(
+            started,
+            node=self._sync.settings,
+            dataplane=structs.replace(started.dataplane, drain_seconds=drain_seconds),
+            oom_score_adjust=self._kernel_settings.oom_score,
+            conntrack=self._kernel_settings.conntrack,
+            dns=self._dns.settings,
+            http=self._http.settings,
+        )
 
     async def _node(self, changed: Config) -> list[str]:
         before, after = self._sync.settings, changed.node

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
+from vipd.proxy.cli.options import listing
 from vipd.proxy.config.kube_proxy_meaning import WITHOUT_EFFECT
+from vipd.proxy.version import VERSION
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,10 +32,6 @@ _TEXTS = {
     "--conntrack-udp-timeout": ("TIME", "Tracked UDP flows without an answer."),
     "--conntrack-udp-timeout-stream": ("TIME", "Tracked UDP flows with answers."),
     "--healthz-bind-address": ("IP[:PORT]", "Where /healthz and /livez answer; empty: nowhere."),
-    "--feature-gates": (
-        "NAME=true|false,…",
-        "Of kube-proxy's, AllowServiceExternalIPs means something.",
-    ),
     "--metrics-bind-address": ("IP[:PORT]", "Where /metrics answers; empty: nowhere."),
 }
 _NUMBERS = {
@@ -139,9 +137,37 @@ def kube_proxy_options(command: F) -> F:
         click.option(f"{name}/--no-{name[2:]}", default=None, **_without_effect(name, field))
         for name, field in SWITCHES_WITHOUT_EFFECT.items()
     ]
+    options += [
+        click.option(
+            "--feature-gates",
+            metavar="NAME=true|false,…",
+            help="Of kube-proxy's, AllowServiceExternalIPs means something.",
+            **listing(),
+        ),
+        click.option(
+            "--version",
+            is_flag=False,
+            flag_value="true",
+            is_eager=True,
+            expose_value=False,
+            metavar="[true|raw]",
+            callback=_tell_version,
+            help="Print the version, and end.",
+        ),
+    ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _tell_version(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    """Print the version and end, as k8s.io/component-base/version/verflag does."""
+    if value is None or value in _FALSE or ctx.resilient_parsing:
+        return
+    if value not in (*_TRUE, "raw"):
+        raise click.UsageError(f"--version: {value!r} is neither true, false nor raw")
+    click.echo(f"vipd, version {VERSION}")
+    ctx.exit()
 
 
 def without_effect() -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ Lives here: click decorators and how they become `Flags`. Must not: do anything.
 are in kube_proxy_options.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -12,6 +12,19 @@ import click
 from vipd.proxy.config import DEFAULT_SOCKET, Flags
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def listing() -> dict[str, Any]:
+    """Return what makes an option a list with commas that goes on where it is given again.
+
+    As kube-proxy's (pflag StringSlice). Its value is one text, None where it is not given.
+    """
+
+    def joined(ctx: click.Context, _: click.Parameter, values: Sequence[str]) -> str | None:
+        return ",".join(values) if values else None
+
+    return {"multiple": True, "callback": joined}
+
 
 _NODE_OPTIONS = [
     click.option(
@@ -34,17 +47,26 @@ _NODE_OPTIONS = [
         help="This node's name. Default: the host name.",
     ),
     click.option(
-        "--node-ip", metavar="IP[,IP]", help="Its addresses. Default: of its Node object."
+        "--node-ip",
+        metavar="IP[,IP]",
+        help="Its addresses. Default: of its Node object.",
+        **listing(),
     ),
     click.option(
-        "--cluster-cidr", metavar="CIDR[,CIDR]", help="Pod networks, one of each IP family."
+        "--cluster-cidr",
+        metavar="CIDR[,CIDR]",
+        help="Pod networks, one of each IP family.",
+        **listing(),
     ),
-    click.option("--service-cidr", metavar="CIDR[,CIDR]", help="Ranges of cluster IPs."),
+    click.option(
+        "--service-cidr", metavar="CIDR[,CIDR]", help="Ranges of cluster IPs.", **listing()
+    ),
     click.option(
         "--nodeport-addresses",
         "node_port_addresses",
         metavar="CIDR,…|primary|all",
         help="Own addresses that answer node ports. Default: primary.",
+        **listing(),
     ),
     click.option(
         "--masquerade-all/--no-masquerade-all",

@@ -39,15 +39,18 @@ def load(flags: Flags) -> Config:
     return loaded(flags).config
 
 
-def loaded(flags: Flags) -> Loaded:
-    """Return the same with how it came about. Raise ConfigError for the first that is wrong."""
-    found = examined(flags)
+def loaded(flags: Flags, mode: str = "") -> Loaded:
+    """Return the same with how it came about. Raise ConfigError for the first that is wrong.
+
+    What depends on the mode is as `mode` has it, where that is given: that of a running process.
+    """
+    found = examined(flags, mode)
     if found.wrong:
         raise found.wrong[0]
     return found
 
 
-def examined(flags: Flags) -> Loaded:
+def examined(flags: Flags, for_mode: str = "") -> Loaded:
     """Return the same with all that is wrong. Raise ConfigError where a file cannot be read.
 
     Flags win over the file, and in it VipdConfiguration over KubeProxyConfiguration.
@@ -57,7 +60,7 @@ def examined(flags: Flags) -> Loaded:
     wrong += told.wrong
     by_flags = of_flags.sayings(flags, wrong)
     by_vipd = told.vipd or {}
-    mode = _text(by_flags, "mode") or _text(by_vipd, "mode")
+    mode = for_mode or _text(by_flags, "mode") or _text(by_vipd, "mode")
     notes = list(told.notes)
     by_kube_proxy: dict[str, Said] = {}
     if told.kube_proxy is not None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import msgspec
 
 from vipd.proxy.config import Config
+from vipd.proxy.config.effective import place
+from vipd.proxy.durations import as_duration
 from vipd.proxy.names import Address, Network
 
 COMPONENT = "kubeproxy.config.k8s.io"
@@ -43,8 +45,8 @@ def _kube_proxy(config: Config, mode: str) -> dict[str, object]:
         "mode": mode,
         "hostnameOverride": node.node_name,
         "clientConnection": {"kubeconfig": config.kubeconfig},
-        "healthzBindAddress": _place(config.http.healthz),
-        "metricsBindAddress": _place(config.http.metrics),
+        "healthzBindAddress": place(config.http.healthz),
+        "metricsBindAddress": place(config.http.metrics),
         "bindAddressHardFail": config.http.must_bind,
         "clusterCIDR": _joined(node.cluster_cidrs),
         "detectLocalMode": node.detect_local.value,
@@ -54,9 +56,9 @@ def _kube_proxy(config: Config, mode: str) -> dict[str, object]:
         "ipvs": {
             "scheduler": ipvs.scheduler,
             "strictARP": ipvs.strict_arp,
-            "tcpTimeout": _duration(ipvs.tcp_timeout),
-            "tcpFinTimeout": _duration(ipvs.tcp_fin_timeout),
-            "udpTimeout": _duration(ipvs.udp_timeout),
+            "tcpTimeout": as_duration(ipvs.tcp_timeout),
+            "tcpFinTimeout": as_duration(ipvs.tcp_fin_timeout),
+            "udpTimeout": as_duration(ipvs.udp_timeout),
         },
     }
     if config.oom_score_adjust is not None:
@@ -66,28 +68,13 @@ def _kube_proxy(config: Config, mode: str) -> dict[str, object]:
             "maxPerCore": conntrack.max_per_core,
             "min": conntrack.min,
             "tcpBeLiberal": conntrack.tcp_be_liberal,
-            "tcpEstablishedTimeout": _duration(conntrack.tcp_established_seconds),
-            "tcpCloseWaitTimeout": _duration(conntrack.tcp_close_wait_seconds),
-            "udpTimeout": _duration(conntrack.udp_seconds),
-            "udpStreamTimeout": _duration(conntrack.udp_stream_seconds),
+            "tcpEstablishedTimeout": as_duration(conntrack.tcp_established_seconds),
+            "tcpCloseWaitTimeout": as_duration(conntrack.tcp_close_wait_seconds),
+            "udpTimeout": as_duration(conntrack.udp_seconds),
+            "udpStreamTimeout": as_duration(conntrack.udp_stream_seconds),
         }
     return told
 
 
-def _place(place: tuple[Address, int] | None) -> str:
-    if place is None:
-        return ""
-    address, port = place
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
-
-
 def _joined(networks: Iterable[Network]) -> str:
     return ",".join(map(str, networks))
-
-
-def _duration(seconds: int) -> str:
-    """Return a time as Go writes it: ``24h0m0s``."""
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    if hours:
-        return f"{hours}h{minutes}m{seconds % 60}s"
-    return f"{minutes}m{seconds % 60}s" if minutes else f"{seconds}s"

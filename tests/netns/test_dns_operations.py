@@ -98,11 +98,13 @@ def test_a_changed_file_is_taken_under_load(configured: Configured) -> None:
         told = cluster.cli("dns", "status", "--socket", cluster.socket)
         assert "dns.ttl: Expected `int`" in told.stdout
         # Another address, and what counts at the next start only.
-        configured.write(f"{{listen: [{FIRST}, {SECOND}], ttl: 8, workers: 2}}", "mode: iptables\n")
+        configured.write(
+            f"{{listen: [{FIRST}, {SECOND}], ttl: 8, workers: 2}}", "masqueradeBit: 3\n"
+        )
         until(lambda: configured.status()["listens"] == [f"{FIRST}:53", f"{SECOND}:53"], "both")
         until(lambda: ttl() == 8, "the next file is taken")
         until(lambda: _answers(lambda: ttl(SECOND) == 8), "the other address is reached")
-        later = ["mode", "dns.workers"]
+        later = ["masqueradeBit", "dns.workers"]
         until(
             lambda: configured.status()["restart_needed"] == later, "what cannot be taken is told"
         )

@@ -12,6 +12,9 @@ from vipd.proxy.cli.config import config
 from vipd.proxy.cli.kube_proxy_options import SWITCHES_WITHOUT_EFFECT, TEXTS_WITHOUT_EFFECT
 from vipd.proxy.cli.run import run
 from vipd.proxy.errors import ConfigError
+from vipd.proxy.version import VERSION
+
+SERVICES = ["10.1.0.0/16", "10.2.0.0/16"]
 
 
 def shown(*arguments: str) -> Any:
@@ -34,6 +37,18 @@ def shown(*arguments: str) -> Any:
         (["--bind-address", "192.0.2.1", "--node-ip", "192.0.2.2"], "nodeIPs", ["192.0.2.2"]),
         (["--cluster-cidr", "10.0.0.0/8,fd00::/8"], "clusterCIDRs", ["10.0.0.0/8", "fd00::/8"]),
         (["--nodeport-addresses=10.0.0.0/8"], "nodePortAddresses", ["10.0.0.0/8"]),
+        (
+            ["--nodeport-addresses=primary", "--nodeport-addresses=10.0.0.0/8,fd00::/8"],
+            "nodePortAddresses",
+            ["primary", "10.0.0.0/8", "fd00::/8"],
+        ),
+        (
+            ["--cluster-cidr=10.0.0.0/8", "--cluster-cidr=fd00::/8"],
+            "clusterCIDRs",
+            ["10.0.0.0/8", "fd00::/8"],
+        ),
+        (["--node-ip=192.0.2.1", "--node-ip=fd00::1"], "nodeIPs", ["192.0.2.1", "fd00::1"]),
+        (["--service-cidr=10.1.0.0/16", "--service-cidr=10.2.0.0/16"], "serviceCIDRs", SERVICES),
         (["--nodeport-addresses=all"], "nodePortAddresses", ["0.0.0.0/0", "::/0"]),
         (["--detect-local-mode", "NodeCIDR"], "detectLocalMode", "NodeCIDR"),
         (
@@ -76,6 +91,11 @@ def shown(*arguments: str) -> Any:
         (["--oom-score-adj", "-998"], "oomScoreAdj", -998),
         (["--logging-format", "json"], "logFormat", "json"),
         (["--feature-gates=AllowServiceExternalIPs=false"], "serveExternalIPs", False),
+        (
+            ["--feature-gates=AllowServiceExternalIPs=false", "--feature-gates="],
+            "serveExternalIPs",
+            False,
+        ),
         (["--drain", "5m"], "drainSeconds", 300),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -144,6 +164,25 @@ def test_what_is_neither_true_nor_false_is_wrong_usage() -> None:
     told = CliRunner().invoke(config, ["show", "--masquerade-all=perhaps"])
     assert told.exit_code == 2
     assert "--masquerade-all: 'perhaps' is neither true nor false" in told.output
+
+
+def test_gates_that_are_given_one_by_one_all_count() -> None:
+    told = shown("--feature-gates=Foo=true", "--feature-gates=AllowServiceExternalIPs=false")
+    assert [one["where"] for one in told["withoutEffect"]] == ["--feature-gates Foo"]
+    assert told["fields"]["serveExternalIPs"]["value"] is False
+
+
+@pytest.mark.parametrize("flag", ["--version", "--version=true", "--version=raw"])
+def test_the_version(flag: str) -> None:
+    told = CliRunner().invoke(run, [flag, "--mode", "none"])
+    assert (told.exit_code, told.output) == (0, f"vipd, version {VERSION}\n")
+
+
+def test_no_version() -> None:
+    assert shown("--version=false", "--mode=ipvs")["fields"]["mode"]["value"] == "ipvs"
+    told = CliRunner().invoke(run, ["--version=v1.37.0"])
+    assert told.exit_code == 2
+    assert "--version: 'v1.37.0' is neither true, false nor raw" in told.output
 
 
 def test_what_follows_two_hyphens_is_no_flag(tmp_path: Path) -> None:

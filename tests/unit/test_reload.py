@@ -1,7 +1,7 @@
 """A real file that changes under a process: what is taken while running, and what is named."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -9,7 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 from tests.waiting import until
 
+from vipd.proxy import reload
 from vipd.proxy.config import Config, Flags, load
+from vipd.proxy.errors import ConfigError
 from vipd.proxy.events import Applied, Synced
 from vipd.proxy.model import Service, ServicePort
 from vipd.proxy.names import NamespacedName, Protocol, parse_address
@@ -30,6 +32,8 @@ class Followed:
         self._number = 0
         self.heard: list[tuple[str, list[str]]] = []
         """What became of each reading: one write may be read twice."""
+        self.notes: Callable[[], Iterator[str]]
+        """What those who read the status are told."""
         self.path = folder / "config.conf"
 
     def write(self, text: str) -> None:
@@ -51,6 +55,7 @@ class Followed:
             sections,
             lambda refused, restart: self.heard.append((refused, list(restart))),
         )
+        self.notes = reloading.notes
         following = asyncio.ensure_future(reloading.run())
         await until(lambda: self.heard == [("", [])])
         yield
@@ -150,6 +155,67 @@ async def test_what_a_flag_says_does_not_change(followed: Followed) -> None:
         await followed.says("mode")
 
 
+async def test_what_follows_from_the_mode_waits_for_it(followed: Followed) -> None:
+    """masqueradeAll of another section, node ports at other addresses: not by halves."""
+    taken: list[Config] = []
+
+    async def take(config: Config) -> Sequence[str]:
+        taken.append(config)
+        return []
+
+    other = "mode: nftables\nnftables: {masqueradeAll: true}\n"
+    async with followed.by(dict.fromkeys(("masqueradeAll", "nodePortAddresses"), take)):
+        followed.write(HEAD + other)
+        await followed.says("mode")
+        assert taken == []
+        followed.write(f"{HEAD}{other}iptables: {{masqueradeAll: true}}\n")
+        await until(lambda: taken)
+        assert (taken[-1].mode, taken[-1].node.masquerade_all) == ("nftables", True)
+        assert taken[-1].node.node_port_addresses is not None
+        followed.write(HEAD)
+        await followed.says()
+
+
+async def test_what_is_taken_of_a_file_that_is_refused_in_part_is_named(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "RETRY_SECONDS", 0.01)
+    tried: list[Config] = []
+    is_free = False
+
+    async def take(config: Config) -> Sequence[str]:
+        return []
+
+    async def refuse(config: Config) -> Sequence[str]:
+        tried.append(config)
+        if not is_free:
+            raise ConfigError("http.healthz", "the address is taken")
+        return []
+
+    def refused() -> set[str]:
+        return {one for one in followed.notes() if "refused" in one}
+
+    with capture_logs() as logs:
+        async with followed.by({"drainSeconds": take, "http": refuse, "oomScoreAdj": take}):
+            followed.write(f"{HEAD}{VIPD}drainSeconds: 7\nhttp: {{healthz: '192.0.2.1:1'}}\n")
+            await until(lambda: len(tried) > 2)  # the refusal, and retries
+            (told,) = refused()
+            assert "is refused (taken of it: drainSeconds): http.healthz: the address" in told
+            is_free = True
+            await followed.says()
+            assert refused() == set()
+            is_free = False
+            followed.write(f"{HEAD}{VIPD}drainSeconds: 7\nhttp: {{healthz: '192.0.2.2:1'}}\n")
+            await until(refused)
+            (told,) = refused()
+            assert "is refused: http.healthz" in told
+    said = [one for one in logs if "why" in one]
+    first = [one for one in said if one.get("taken")]
+    assert {one["taken"] for one in first} == {"drainSeconds"}
+    assert {one["event"] for one in first} == {"configuration is taken in part; the rest stays"}
+    assert said[-1]["event"] == "configuration is refused; the one before stays"
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -184,7 +250,6 @@ async def test_what_has_no_effect_is_named_once(followed: Followed) -> None:
             for mode in ("ipvs", "nftables"):
                 text = f"portRange: 1-2\nenableProfiling: true\nmode: {mode}\n"
                 followed.write(f"{HEAD}{text}")
-                named = ["mode"] if mode == "ipvs" else ["mode", "nodePortAddresses"]
-                await followed.says(*named)
+                await followed.says("mode")
     told = [one["where"] for one in logs if one["event"] == "configuration without effect"]
     assert told == [f"{followed.path}: enableProfiling"]
