@@ -37,6 +37,9 @@ _LARGEST = 1 << 16
 ADDRESS_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _GENERIC, _NETFILTER, _ROUTE = 16, 12, 0
 _STRICT_CHECK = 12
+_NO_PROCESS = 1 << 31
+"""Process ids are less than 2**22 (PID_MAX_LIMIT)."""
+_PORTS_TRIED = 16
 _SOL_NETLINK = 270
 
 # Instructions of a socket's filter (linux/filter.h), and where a message has its type.
@@ -50,9 +53,11 @@ class Netlink:
     """One socket of a netlink protocol, in the network namespace of this thread."""
 
     def __init__(self, protocol: int) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        self._socket.bind((0, 0))
+        """Open it. Raise the DataplaneError that a failure means."""
+        try:
+            self._socket = _opened(protocol)
+        except OSError as error:
+            raise _failed(error) from error
         RUNS.note_port(self._socket.getsockname()[0])
         self._number = 0
         self._answers = bytearray(_LARGEST)
@@ -189,6 +194,28 @@ class Netlink:
                 found.append(message)
 
 
+def _opened(protocol: int) -> socket.socket:
+    """Return a socket with a port that is nobody's process id. Raise OSError.
+
+    Left to itself, the kernel gives the process id as its own PID namespace has it: 1 in many a
+    container, so that the port would not tell us from another agent on the node (runs.py).
+    """
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        for left in reversed(range(_PORTS_TRIED)):
+            try:
+                made.bind((_NO_PROCESS | int.from_bytes(os.urandom(4)), 0))
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not left:
+                    raise
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 def routes() -> Netlink:
     """Return a socket of rtnetlink."""
     return Netlink(_ROUTE)
@@ -232,7 +259,7 @@ def _failed(error: OSError) -> DataplaneError:
         return OutOfStep(f"netlink: {text}")
     if error.errno in (errno.ENOBUFS, errno.ENOMEM):
         return UnknownResult(f"netlink: {text}")
-    if error.errno in (errno.EBUSY, errno.EAGAIN, errno.EINTR):
+    if error.errno in (errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE):
         return Busy(f"netlink: {text}")
     return UnknownResult(f"netlink: {text}")
 

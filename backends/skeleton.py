@@ -5,13 +5,15 @@ to be there before the first flow begins (backends/nftables/pipeline.py says why
 modes.
 """
 
+import contextlib
 from collections.abc import Sequence
 
-from vipd.backends.nftables import tables
+from vipd.backends.nftables.chain_notes import ChainNotes
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON
 from vipd.backends.nftables.pipeline import skeleton
 from vipd.backends.nftables.plan import skeleton_commands
 from vipd.backends.nftables.tool import Nft
+from vipd.proxy.errors import DataplaneError
 from vipd.proxy.names import Family
 
 
@@ -20,6 +22,7 @@ class Skeleton:
 
     def __init__(self, nft: Nft) -> None:
         self._nft = nft
+        self._notes = ChainNotes()
 
     async def ensure(self) -> bool:
         """Put it there, whatever is left of it; return False where this host has no nft.
@@ -30,16 +33,26 @@ class Skeleton:
             return False
         text = "".join(f"{line}\n" for family in Family for line in skeleton_commands(family))
         await self._nft.run(["-f", "-"], text)
+        with contextlib.suppress(DataplaneError):  # then `mend` goes by what it sees first
+            for family in Family:
+                self._notes.note(family, SKELETON)
         return True
 
     async def mend(self) -> int:
         """Put back what is missing of it; return of how many families that was."""
         if self._nft.path is None:
             return 0
-        missing = [word for word in FAMILY_WORD.values() if not _is_whole(word)]
-        if missing:
-            await self.ensure()
-        return len(missing)
+        repairs = {family: self._notes.repair(family, SKELETON, [skeleton()]) for family in Family}
+        lines = [
+            line
+            for family, made in repairs.items()
+            if made.lines
+            for line in (f"add table {FAMILY_WORD[family]} {SKELETON}", *made.lines)
+        ]
+        if lines:
+            await self._nft.run(["-f", "-"], "".join(f"{line}\n" for line in lines))
+            self._notes.forget(one for made in repairs.values() for one in made.written)
+        return sum(bool(made.lines) for made in repairs.values())
 
     async def leftovers(self) -> Sequence[str]:
         """Return the tables that are there."""
@@ -55,11 +68,3 @@ class Skeleton:
         if ours:
             await self._nft.run(["-f", "-"], "".join(f"delete {one}\n" for one in ours))
         return ours
-
-
-def _is_whole(word: str) -> bool:
-    """Return whether the one rule of a family's skeleton is there, and no other."""
-    chain = skeleton()
-    (comment,) = chain.comments
-    there = tables.rules(word, SKELETON, chain.name)
-    return len(there) == 1 and f"{comment}\0".encode() in there[0]

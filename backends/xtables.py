@@ -246,6 +246,7 @@ class Xtables:
             if process.returncode is None:  # out of patience, or cancelled: it must not write on
                 process.kill()
                 await process.wait()
+            RUNS.ended(process.pid)
         said = complaint.decode(errors="replace")
         if process.returncode == 0:
             return printed, said

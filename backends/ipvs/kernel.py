@@ -23,7 +23,7 @@ from vipd.backends.ipvs.objects import (
     Service,
 )
 from vipd.backends.ipvs.schedulers import module
-from vipd.proxy.errors import DataplaneError, OutOfStep, Rejected, Unsupported
+from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, Unsupported
 from vipd.proxy.names import Address, Family, Protocol
 
 LISTING = Path("/proc/thread-self/net/ip_vs")
@@ -117,6 +117,8 @@ class Kernel:
             return parse(LISTING.read_text())
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise Busy(f"{LISTING}: {error.strerror}") from error
 
     def set_timeouts(self, tcp: int, tcp_fin: int, udp: int) -> None:
         """Set the time-outs of all of IPVS at once; 0 leaves one as it is."""

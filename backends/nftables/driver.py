@@ -14,15 +14,16 @@ import structlog
 
 from vipd.backends.counts import Take
 from vipd.backends.nftables import counters, mending, probe, watching
+from vipd.backends.nftables.chain_notes import ChainNotes
 from vipd.backends.nftables.compile import Program, Shared
-from vipd.backends.nftables.notified import SKELETONS, Ours
+from vipd.backends.nftables.notified import SKELETONS, Ours, may_concern_chains
 from vipd.backends.nftables.objects import FAMILY_WORD, SKELETON, TABLE
 from vipd.backends.nftables.observed import Observed, decode
 from vipd.backends.nftables.pipeline import GENERATION, GENERATION_MASK, REFUSING
 from vipd.backends.nftables.plan import NftPlan, Unit, discard, transaction
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.protocol import Capabilities, Committed, Departed, Flows
-from vipd.backends.watching import Watch
+from vipd.backends.watching import Drift, Watch
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult
 from vipd.proxy.names import Family
 from vipd.proxy.virtualserver import Key, VirtualServer
@@ -51,10 +52,18 @@ class NftablesDriver:
         self._garbage: set[Shared] = set()
         self._order = asyncio.Lock()
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._notes = ChainNotes()
+        self._is_suspect = False
+        """Whether somebody else changed chains, or may have, and they were not mended since."""
 
     def watches(self) -> Sequence[Watch]:
         """Return the watch over our tables."""
-        return (lambda: watching.drifts(_OURS),)
+        return (self._told,)
+
+    async def _told(self) -> AsyncIterator[Drift]:
+        async for drift in watching.drifts(_OURS):
+            self._is_suspect |= may_concern_chains(drift.what)
+            yield drift
 
     async def probe(self) -> Capabilities:
         """Return what this host has and lacks for the mode. Changes nothing."""
@@ -103,7 +112,12 @@ class NftablesDriver:
         Raise DataplaneError.
         """
         async with self._running(AT_ONCE):
-            return await mending.mend(self._nft, program)
+            is_suspect, self._is_suspect = self._is_suspect, False
+            try:
+                return await mending.mend(self._nft, program, self._notes, is_suspect=is_suspect)
+            except DataplaneError:
+                self._is_suspect |= is_suspect
+                raise
 
     async def differing(self, program: Program) -> Sequence[str]:
         """Return what the kernel has otherwise than a program that was committed, in words.
@@ -111,7 +125,10 @@ class NftablesDriver:
         Raise DataplaneError.
         """
         async with self._running(AT_ONCE):
-            return (await asyncio.to_thread(mending.difference, program)).what
+            work = await asyncio.to_thread(
+                mending.difference, program, self._notes, is_suspect=self._is_suspect
+            )
+            return work.what
 
     @contextlib.asynccontextmanager
     async def _running(self, places: int) -> AsyncIterator[None]:
@@ -167,6 +184,11 @@ class NftablesDriver:
     async def _commit(self, plan: NftPlan) -> Committed:
         rejected: dict[Key, DataplaneError] = {}
         units, prologue = plan.units, plan.prologue
+        if prologue:
+            self._notes.forget_all()
+        self._notes.forget(
+            (FAMILY_WORD[unit.family], TABLE, chain.name) for unit in units for chain in unit.chains
+        )
         if plan.whole:
             # Services are away between the prologue and what follows, so find out first.
             units, rejected = await self._accepted(prologue, units)

@@ -14,6 +14,7 @@ from vipd.backends import netlink
 from vipd.backends.netlink import ADDRESS_FAMILY
 from vipd.backends.nftables import compile as compiling
 from vipd.backends.nftables import raw, tables
+from vipd.backends.nftables.chain_notes import ChainNotes, Place
 from vipd.backends.nftables.compile import Program
 from vipd.backends.nftables.objects import (
     FAMILY_WORD,
@@ -23,10 +24,8 @@ from vipd.backends.nftables.objects import (
     Container,
     Element,
     declare,
-    declare_chain,
 )
 from vipd.backends.nftables.pipeline import chains, containers, shape_chain, skeleton
-from vipd.backends.nftables.plan import skeleton_commands
 from vipd.backends.nftables.raw import DEL_ELEMENT, NEW_ELEMENT, Held
 from vipd.backends.nftables.tool import Nft
 from vipd.proxy.errors import OutOfStep
@@ -37,6 +36,10 @@ _VERDICTS_LAST = ("admitted", "services", "node-ports")
 """What leads packets to the other elements."""
 
 
+_TOLD_LINES = ("add chain", "add table", "delete chain")
+"""Commands that are told as what differs; the others go with them."""
+
+
 class Work(Struct, frozen=True):
     """What has to be done: nft's part first, then transactions of elements."""
 
@@ -44,36 +47,43 @@ class Work(Struct, frozen=True):
     messages: tuple[bytes, ...] = ()
     size: int = 0
     """Kernel objects that are added or removed."""
+    chains: tuple[Place, ...] = ()
+    """Chains that nft's part writes."""
     what: tuple[str, ...] = ()
     """What differs, in words."""
 
 
-async def mend(nft: Nft, program: Program) -> int:
+async def mend(nft: Nft, program: Program, notes: ChainNotes, *, is_suspect: bool) -> int:
     """Make the kernel hold exactly `program`; return how many objects that took.
+
+    See `ChainNotes.repair` for what is written again where it `is_suspect`.
 
     Raise DataplaneError, OutOfStep where the table is not as we ever made it: observe it then.
     """
-    work = await asyncio.to_thread(difference, program)
+    work = await asyncio.to_thread(difference, program, notes, is_suspect=is_suspect)
     if work.lines:
         await nft.run(["-f", "-"], "".join(f"{line}\n" for line in work.lines))
+        notes.forget(work.chains)
     if work.messages:
         await asyncio.to_thread(_send, work.messages)
     return work.size
 
 
-def difference(program: Program) -> Work:
+def difference(program: Program, notes: ChainNotes, *, is_suspect: bool = False) -> Work:
     """Return what the kernel has otherwise than the program. Raise DataplaneError."""
     wanted = wanted_elements(program)
     there = tables.listed()
     lines: list[str] = []
+    written: list[Place] = []
     messages: list[bytes] = []
     size = 0
     what: list[str] = []
     for family in Family:
         word = FAMILY_WORD[family]
-        base = skeleton()
-        if tables.comments_of_rules(word, SKELETON) != {base.name: base.comments}:
-            lines += skeleton_commands(family)
+        lost = notes.repair(family, SKELETON, [skeleton()], is_suspect=is_suspect)
+        if lost.lines:
+            lines += [f"add table {word} {SKELETON}", *lost.lines]
+            written += lost.written
             size += 1
             what.append(f"table {word} {SKELETON}")
         is_new = (word, TABLE) not in there
@@ -82,10 +92,14 @@ def difference(program: Program) -> Work:
             lines.append(f"add table {word} {TABLE}")
         own = _own(family, program)
         made = _declarations(family, {one.name: one for one in (*containers(family), *own.maps)})
-        made += _chains(family, program, own.chains)
+        wrong = notes.repair(
+            family, TABLE, _wanted_chains(family, program, own.chains), is_suspect=is_suspect
+        )
+        made += wrong.lines
+        written += wrong.written
         lines += made
         size += len(made)
-        what += [one for one in made if one.startswith("add chain")]
+        what += [one for one in made if one.startswith(_TOLD_LINES)]
         for container in sorted(containers(family), key=lambda one: one.name in _VERDICTS_LAST):
             told, count = _elements(
                 family, container, wanted[family, container.name], is_new=is_new
@@ -94,7 +108,7 @@ def difference(program: Program) -> Work:
             size += count
             if count:
                 what.append(f"{counted(count, 'element')} of {word} {TABLE} {container.name}")
-    return Work(tuple(lines), tuple(messages), size, tuple(what))
+    return Work(tuple(lines), tuple(messages), size, tuple(written), tuple(what))
 
 
 def wanted_elements(program: Program) -> dict[tuple[Family, str], Held]:
@@ -146,16 +160,10 @@ def _declarations(family: Family, wanted: Mapping[str, Container]) -> list[str]:
     return [declare(family, one) for name, one in wanted.items() if name not in seen]
 
 
-def _chains(family: Family, program: Program, own: Iterable[Chain]) -> list[str]:
-    """Return the commands for chains that are missing or hold other rules."""
+def _wanted_chains(family: Family, program: Program, own: Iterable[Chain]) -> list[Chain]:
+    """Return every chain that the table should have: the constant ones, shapes, and own ones."""
     shapes = [shape_chain(name, family) for of, name in sorted(program.shapes) if of == family]
-    seen = tables.comments_of_rules(FAMILY_WORD[family], TABLE)
-    return [
-        line
-        for one in (*chains(family, program.network), *shapes, *own)
-        if seen.get(one.name) != one.comments
-        for line in declare_chain(family, one)
-    ]
+    return [*chains(family, program.network), *shapes, *own]
 
 
 def _elements(

@@ -6,7 +6,7 @@ for each object, many in a datagram, and after them all one that says who it was
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
@@ -40,6 +40,7 @@ _VERBS = {
     24: "flowtable deleted",
 }
 _RULE_DELETED = 8
+_ABOUT_CHAINS = ("table ", "chain ", "rule ")
 _PROCESS, _NAME = 2, 3
 _FAMILIES = {1: "inet", 2: FAMILY_WORD[Family.IPV4], 10: FAMILY_WORD[Family.IPV6]}
 MOST_BESIDE = 32
@@ -130,6 +131,15 @@ class Notified:
                 self._touched[f"{verb} {family} {' '.join(texts)}"] = None
             elif kind == _RULE_DELETED and len(self._beside) < MOST_BESIDE:
                 self._beside[family, texts[0], texts[1]] = None
+
+
+def may_concern_chains(touched: Sequence[str]) -> bool:
+    """Return whether a transaction that touched this may have changed tables, chains or rules.
+
+    One of which not everything is told may have. What was lost may have, too, but our own commits
+    are what makes notifications get lost: that proves nothing against chains.
+    """
+    return len(touched) >= MOST_TOLD or any(one.startswith(_ABOUT_CHAINS) for one in touched)
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[int, int, str, bytes]]:

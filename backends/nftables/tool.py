@@ -59,6 +59,7 @@ class Nft:
             if process.returncode is None:  # out of patience, or cancelled: it must not write on
                 process.kill()
                 await process.wait()
+            RUNS.ended(process.pid)
         if process.returncode == 0:
             return printed
         operation = " ".join(arguments)
