@@ -138,6 +138,7 @@ class Answers:
                 *(f"DNS at {one}: {NOT_OURS}" for one in self._dns.elsewhere),
                 *silence,
                 *worker_trouble(usage),
+                *switching.repairs.trouble(),
                 *self._node_trouble(),
                 *self._late(),
                 *self._http.trouble(),

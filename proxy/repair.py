@@ -7,7 +7,7 @@ changes it again and again. Must not: know what is in the kernel (backends), or 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import structlog
 from msgspec import Struct
@@ -97,6 +97,8 @@ class Repairs:
         """Seconds since the epoch."""
         self.patience: dict[str, Patience] = {}
         """By what is repaired: a mode, or another name."""
+        self.undone: dict[str, Drift] = {}
+        """What is known to be wrong while its repair waits, by the same."""
 
     def view(self) -> RepairView | None:
         """Return what `vipd status` tells; None where there was nothing to repair."""
@@ -117,6 +119,12 @@ class Repairs:
             for party, seconds in list(one.waiting.items()):
                 longest[party] = max(seconds, longest.get(party, 0.0))
         return longest
+
+    def trouble(self) -> Iterator[str]:
+        """Yield what is known to be wrong, and not put right yet."""
+        for name, drift in self.undone.items():
+            what = "; ".join(drift.what)
+            yield f"{name}: {what}, by {drift}; the repair waits, because this goes on"
 
     def done(self, name: str, drift: Drift, objects: int) -> None:
         """Note a repair of so many kernel objects."""
@@ -160,7 +168,13 @@ class Repair:
                 tasks.create_task(self._watch(watch))
             if self._compare is not None:
                 tasks.create_task(self._look_at_everything(self._compare))
-            tasks.create_task(self._repair())
+            tasks.create_task(self._repair_and_say())
+
+    async def _repair_and_say(self) -> None:
+        try:
+            await self._repair()
+        finally:
+            self._repairs.undone.pop(self._name, None)
 
     async def _watch(self, watch: Watch) -> None:
         said = ""
@@ -212,6 +226,7 @@ class Repair:
                 log.warning(
                     "changed again and again", of=self._name, by=self._pending.by, wait=pause
                 )
+                self._repairs.undone[self._name] = self._pending
                 await asyncio.sleep(pause)
             drift, self._pending = self._pending, None
             self._told.clear()
@@ -223,6 +238,7 @@ class Repair:
                 self._note(drift)
                 await asyncio.sleep(FIRST_PAUSE_SECONDS)
                 continue
+            self._repairs.undone.pop(self._name, None)
             in_vain = 0 if objects else in_vain + 1
             if objects:
                 self._patience.note(drift.by)

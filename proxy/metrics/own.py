@@ -160,7 +160,8 @@ def _kernel(families: Families, subjects: Subjects) -> None:
             families.add("vipd_conntrack_lost_total", number, why)
     for one in subjects.refusing:
         for setting in one.refused if isinstance(one, Refusing) else ():
-            families.add("vipd_settings_refused", 1, setting)
+            name, _, _ = setting.partition(" ")  # of the sentence on it, the first word
+            families.add("vipd_settings_refused", 1, name)
 
 
 def _flows(families: Families, subjects: Subjects, status: Status) -> None:

@@ -282,3 +282,15 @@ def test_a_flood_is_told_by_its_beginning() -> None:
 def test_no_bytes_make_it_raise(datagram: bytes) -> None:
     assert read(datagram) == []
     assert read(datagram + end()) in ([], read(end()))
+
+
+async def test_what_waits_for_its_repair_is_told(watched: Watched) -> None:
+    watched.tell("a table")
+    await until(partial(_is_mended, watched, 1))
+    assert list(watched.repairs.trouble()) == []
+    for _ in range(PATIENT_REPAIRS + 9):
+        watched.repairs.patience["it"].note("other")
+    watched.tell("a table", "other")
+    await until(lambda: watched.repairs.undone)
+    told = "it: a table, by other; the repair waits, because this goes on"
+    assert list(watched.repairs.trouble()) == [told]
