@@ -58,7 +58,7 @@ def as_file(config: Config) -> dict[str, object]:
         "detectLocal": _detect_local(node),
         "masqueradeAll": node.masquerade_all,
         "masqueradeBit": node.masquerade_bit,
-        "nodePortAddresses": _node_port_addresses(node),
+        "nodePortAddresses": node_port_addresses(node),
         "serveExternalIPs": node.serve_external_ips,
         "ipvs": {
             "scheduler": ipvs.scheduler,
@@ -97,7 +97,8 @@ def _detect_local(node: NodeSettings) -> dict[str, object]:
             return {}
 
 
-def _node_port_addresses(node: NodeSettings) -> list[str]:
+def node_port_addresses(node: NodeSettings) -> list[str]:
+    """Return the ranges of own addresses that answer node ports, with the word ``primary``."""
     ranges = node.node_port_addresses
     primary = ["primary"] if ranges is None or node.node_port_primary else []
     return [*primary, *map(str, ranges or ())]

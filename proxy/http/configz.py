@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from vipd.proxy.config import Config
-from vipd.proxy.config.effective import place
+from vipd.proxy.config.effective import node_port_addresses, place
 from vipd.proxy.durations import as_duration
 from vipd.proxy.names import Address, Network
 
@@ -38,7 +38,6 @@ def _kube_proxy(config: Config, mode: str) -> dict[str, object]:
     """Return the fields of kube-proxy's configuration that vipd has, as v1alpha1 spells them."""
     node, conntrack, ipvs = config.node, config.conntrack, config.dataplane.ipvs
     masquerade = {"masqueradeBit": node.masquerade_bit, "masqueradeAll": node.masquerade_all}
-    ranges = node.node_port_addresses
     told: dict[str, object] = {
         "apiVersion": f"{COMPONENT}/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -50,7 +49,7 @@ def _kube_proxy(config: Config, mode: str) -> dict[str, object]:
         "bindAddressHardFail": config.http.must_bind,
         "clusterCIDR": _joined(node.cluster_cidrs),
         "detectLocalMode": node.detect_local.value,
-        "nodePortAddresses": ["primary"] if ranges is None else [str(one) for one in ranges],
+        "nodePortAddresses": node_port_addresses(node),
         "iptables": masquerade,
         "nftables": masquerade,
         "ipvs": {

@@ -23,7 +23,7 @@ serviceCIDRs: [10.96.0.0/16]
 detectLocalMode: InterfaceNamePrefix
 detectLocal: {{interfaceNamePrefix: cali}}
 masqueradeAll: true
-nodePortAddresses: [192.0.2.0/24]
+nodePortAddresses: [primary, 192.0.2.0/24]
 serveExternalIPs: false
 drainSeconds: 7
 oomScoreAdj: {OOM_SCORE}
@@ -68,7 +68,9 @@ async def test_what_is_taken_is_in_effect_and_the_rest_is_not(
         (named,) = parts.reloading.notes()
         assert named.endswith("next start only: masqueradeBit, ipvs.scheduler, logFormat")
         said = msgspec.json.decode((await parts.pages()["/configz"]()).body)
-        assert said["kubeproxy.config.k8s.io"]["conntrack"]["udpTimeout"] == "41s"
+        theirs = said["kubeproxy.config.k8s.io"]
+        assert theirs["conntrack"]["udpTimeout"] == "41s"
+        assert theirs["nodePortAddresses"] == ["primary", "192.0.2.0/24"]
         assert said["vipd"]["dataplane"]["drain_seconds"] == 7
     finally:
         await parts.stop()
