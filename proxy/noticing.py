@@ -87,9 +87,12 @@ class Noticing:
         )
 
     async def _look_for_leftovers(self, now: float) -> None:
-        """Look once when everything is programmed, and as long as there are some, now and then."""
+        """Look once when everything is programmed, and as long as there are some, now and then.
+
+        Not at once: the daemon may be about to remove them itself (handover.py).
+        """
         looked = self._looked_for_left
-        if not self._switching.serving.synced or (looked is not None and not self._left):
+        if not self._started or (looked is not None and not self._left):
             return
         if looked is not None and now - looked < AGAIN_SECONDS:
             return

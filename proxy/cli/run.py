@@ -83,6 +83,7 @@ def run(
     from vipd.proxy import init_only as initial
     from vipd.proxy.cli.source import source
     from vipd.proxy.config import as_file, loaded
+    from vipd.proxy.errors import ConfigError
     from vipd.proxy.kernel_settings import adjust_oom_score
     from vipd.proxy.reload import tell_without_effect
 
@@ -97,7 +98,11 @@ def run(
         told_by_it = as_file(config)
         if "nodeName" not in found.origins:
             del told_by_it["nodeName"]  # it is to be the file of every node
-        Path(write_config_to).write_text(dumps(told_by_it))
+        try:
+            Path(write_config_to).write_text(dumps(told_by_it))
+        except OSError as error:
+            why = f"{write_config_to}: {error.strerror}"
+            raise ConfigError("--write-config-to", why) from error
         return
     logs.configure(config.log_format)
     tell_without_effect(found.notes)

@@ -199,3 +199,12 @@ def test_the_configuration_is_written_for_every_node(tmp_path: Path) -> None:
     given = {name: one["value"] for name, one in shown(*flags)["fields"].items()}
     read = {name: one["value"] for name, one in shown("--config", str(path))["fields"].items()}
     assert read == given
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        CliRunner().invoke(
+            run,
+            ["--manifests", str(tmp_path), "--write-config-to", str(tmp_path / "no" / "file")],
+            catch_exceptions=False,
+        )
