@@ -18,21 +18,16 @@ from typing import NamedTuple
 
 from vipd.backends import netlink
 from vipd.backends.counts import Count, Outcome, Take
-from vipd.backends.netlink import ADDRESS_FAMILY, DUMP, HEADER, REQUEST, attribute, attributes
+from vipd.backends.netlink import ADDRESS_FAMILY, attributes
+from vipd.backends.nftables import raw
 from vipd.backends.nftables.objects import TABLE
 from vipd.proxy.errors import OutOfStep
-from vipd.proxy.names import Family, Protocol
-from vipd.proxy.virtualserver import Key, Refusal, VirtualServer
+from vipd.proxy.names import Family
+from vipd.proxy.virtualserver import Refusal, VirtualServer
 
-_GET_ELEMENTS = 10 << 8 | 13  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETSETELEM
-_TABLE, _SET, _ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
-_KEY, _DATA, _EXPRESSION = 1, 2, 7  # NFTA_SET_ELEM_*
-_VALUE = 1  # NFTA_DATA_VALUE
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _PACKETS = 2  # NFTA_COUNTER_PACKETS
 _COUNTER = b"counter\0"
-_FIRST = HEADER.size + 4
-_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 
 class Counted(NamedTuple):
@@ -56,8 +51,11 @@ def read(servers: Collection[VirtualServer], take: Take, seconds: float) -> None
     for family in Family:
         of_family = [one for one in servers if one.key.family is family]
         for prefix, owned in (
-            ("", {_packed(one.key): one for one in of_family if one.key.address is not None}),
-            ("node-port-", {_packed(one.key): one for one in of_family if one.key.address is None}),
+            ("", {raw.place(one.key): one for one in of_family if one.key.address is not None}),
+            (
+                "node-port-",
+                {raw.place(one.key): one for one in of_family if one.key.address is None},
+            ),
         ):
             if not owned:
                 continue
@@ -105,25 +103,14 @@ class _Listing:
                 yield Count((name, key, self._family), server.owner, "", outcome, packets)
 
     def _elements(self, name: str) -> Iterator[Counted]:
+        number = ADDRESS_FAMILY[self._family]
         left = max(0.001, self._until - time.monotonic())
         with netlink.netfilter() as socket:
             try:
-                for message in socket.stream(_asking(self._family, name), left):
+                for message in socket.stream(raw.listing(number, TABLE, name), left):
                     yield from elements(message)
             except OutOfStep:
                 return  # there is no such map: nothing is programmed
-
-
-def _asking(family: Family, name: str) -> bytes:
-    body = struct.pack("=BBH", ADDRESS_FAMILY[family], 0, 0)
-    body += attribute(_TABLE, TABLE.encode() + b"\0") + attribute(_SET, name.encode() + b"\0")
-    return HEADER.pack(HEADER.size + len(body), _GET_ELEMENTS, REQUEST | DUMP, 0, 0) + body
-
-
-def _packed(key: Key) -> bytes:
-    """Return K or N as the kernel has it: each part begins at a multiple of four bytes."""
-    address = b"" if key.address is None else key.address.packed
-    return address + struct.pack(">BxxxHxx", _NUMBERS[key.protocol], key.port)
 
 
 def elements(message: bytes) -> Iterator[Counted]:
@@ -152,14 +139,9 @@ def elements(message: bytes) -> Iterator[Counted]:
 
 def _list_of(message: bytes) -> tuple[int, int]:
     """Return where the list of elements begins and ends."""
-    at = _FIRST
-    while at + 4 <= len(message):
-        length, kind = struct.unpack_from("=HH", message, at)
-        if kind & 0x3FFF == _ELEMENTS:
-            return at + 4, at + length
-        if length < 4:
-            break
-        at += (length + 3) & ~3
+    for kind, start, end in raw.spans(message, raw.GENERAL, len(message)):
+        if kind == raw.LIST_ELEMENTS:
+            return start, end
     return 0, 0
 
 
@@ -167,17 +149,17 @@ def _list_of(message: bytes) -> tuple[int, int]:
 def _layout(element: bytes) -> _Layout | None:
     """Return where the parts of an element are; None where it has no counter."""
     parts = {kind: (at, value) for kind, at, value in _nested(element, 4)}
-    if _KEY not in parts or _EXPRESSION not in parts:
+    if raw.KEY not in parts or raw.EXPRESSION not in parts:
         return None
-    at, expression = parts[_EXPRESSION]
+    at, expression = parts[raw.EXPRESSION]
     inside = {kind: (at + 4 + place, value) for kind, place, value in _nested(expression, 0)}
     if inside.get(_EXPRESSION_NAME, (0, b""))[1] != _COUNTER:
         return None
     name_at = inside[_EXPRESSION_NAME][0] + 4
     data_at, data = inside.get(_EXPRESSION_DATA, (0, b""))
     places = {kind: (data_at + 4 + place, value) for kind, place, value in _nested(data, 0)}
-    key = _value(parts[_KEY])
-    value = _value(parts[_DATA]) if _DATA in parts else None
+    key = _value(parts[raw.KEY])
+    value = _value(parts[raw.DATA]) if raw.DATA in parts else None
     if key is None or _PACKETS not in places:
         return None
     wanted = [key, *([] if value is None else [value])]
@@ -199,7 +181,7 @@ def _value(data: tuple[int, bytes]) -> tuple[int, int] | None:
         (
             (at + 4 + place + 4, len(value))
             for kind, place, value in _nested(inside, 0)
-            if kind == _VALUE
+            if kind == raw.VALUE
         ),
         None,
     )

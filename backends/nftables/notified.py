@@ -104,8 +104,8 @@ class Notified:
                 continue
             if kind in _VERBS:
                 self._note(kind, family, attributes)
-            if self._datagrams > MOST_READ:
-                break
+            if self._datagrams > MOST_READ or len(self._touched) >= MOST_TOLD:
+                break  # NEWGEN has a datagram of its own (nf_tables_gen_notify)
 
     def lost(self) -> None:
         """Note that datagrams were lost: what was put together so far is of no use."""

@@ -22,9 +22,9 @@ GENERAL = 20
 NEW_ELEMENT, GET_ELEMENT, DEL_ELEMENT = 12, 13, 14
 _SUBSYSTEM = 10 << 8
 _CREATE, _ACK = 0x400, 4
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_KEY, _DATA, _KEY_END = 1, 2, 10
-_VALUE, _VERDICT, _CODE, _CHAIN = 1, 2, 1, 2
+_LIST_TABLE, _LIST_SET, LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
+KEY, DATA, EXPRESSION, _KEY_END = 1, 2, 7, 10  # NFTA_SET_ELEM_*
+VALUE, _VERDICT, _CODE, _CHAIN = 1, 2, 1, 2
 _VERDICTS = {"accept": 1, "drop": 0, "jump": -3, "goto": -4}
 _PROTOCOLS = {"tcp": b"\x06\0\0\0", "udp": b"\x11\0\0\0", "sctp": b"\x84\0\0\0"}
 _MOST_BYTES = 60_000
@@ -74,25 +74,30 @@ def targets(key: Key, numbered: Iterable[tuple[int, Endpoint]]) -> Iterator[tupl
 
     The same as `encoded` of the elements, which are most of all there are, without their text.
     """
-    address = b"" if key.address is None else key.address.packed
-    head = address + _PROTOCOLS[key.protocol.lower()] + _PORT.pack(key.port)
+    head = place(key)
     for slot, endpoint in numbered:
         target = endpoint.address.packed + _PORT.pack(endpoint.port)
         yield head + _SLOT.pack(slot), _value(target)
+
+
+def place(key: Key) -> bytes:
+    """Return what the keys of all elements of a virtual server begin with."""
+    address = b"" if key.address is None else key.address.packed
+    return address + _PROTOCOLS[key.protocol.lower()] + _PORT.pack(key.port)
 
 
 def held(answers: Iterable[bytes]) -> Held:
     """Return the elements that a listing (GET_ELEMENT) tells of."""
     found: Held = {}
     for answer in answers:
-        for kind, start, end in _spans(answer, GENERAL, len(answer)):
-            if kind == _LIST_ELEMENTS:
-                for _, first, last in _spans(answer, start, end):
+        for kind, start, end in spans(answer, GENERAL, len(answer)):
+            if kind == LIST_ELEMENTS:
+                for _, first, last in spans(answer, start, end):
                     key = value = key_end = b""
-                    for what, at, to in _spans(answer, first, last):
-                        if what == _KEY:
+                    for what, at, to in spans(answer, first, last):
+                        if what == KEY:
                             key = answer[at + 4 : to]  # in an attribute of its own
-                        elif what == _DATA:
+                        elif what == DATA:
                             value = answer[at:to]
                         elif what == _KEY_END:
                             key_end = answer[at + 4 : to]
@@ -128,7 +133,7 @@ def edge(kind: int) -> bytes:
 
 
 def _listed(kind: int, family: int, table: str, container: str, part: list[bytes]) -> bytes:
-    elements = attribute(_LIST_ELEMENTS | 0x8000, b"".join(part))
+    elements = attribute(LIST_ELEMENTS | 0x8000, b"".join(part))
     flags = _ACK | (_CREATE if kind == NEW_ELEMENT else 0)
     return _message(kind, family, _where(table, container) + elements, flags)
 
@@ -149,7 +154,7 @@ def _element(of: Layout, key: bytes, value: bytes) -> bytes:
     if of.is_interval:
         middle = len(key) // 2
         key, end = key[:middle], _nested(_KEY_END, _value(key[middle:]))
-    said = _nested(_KEY, _value(key)) + end + (_nested(_DATA, value) if value else b"")
+    said = _nested(KEY, _value(key)) + end + (_nested(DATA, value) if value else b"")
     return _PAIR.pack(len(said) + 4, 1 | 0x8000) + said
 
 
@@ -159,7 +164,7 @@ def _nested(kind: int, said: bytes) -> bytes:
 
 def _value(data: bytes) -> bytes:
     """Return data as an attribute; all our fields are multiples of four bytes."""
-    return _PAIR.pack(len(data) + 4, _VALUE) + data
+    return _PAIR.pack(len(data) + 4, VALUE) + data
 
 
 @lru_cache(maxsize=1024)
@@ -192,7 +197,7 @@ def _number(kind: str, text: str) -> bytes:
     raise ValueError(kind)
 
 
-def _spans(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def spans(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield type, begin and end of the value of each attribute."""
     unpack = _PAIR.unpack_from
     while start + 4 <= end:

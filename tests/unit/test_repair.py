@@ -267,6 +267,17 @@ def test_a_flood_is_told_by_its_beginning() -> None:
     assert len(told.touched) == MOST_TOLD
 
 
+def test_of_a_flood_no_more_is_read_than_is_told() -> None:
+    """Who made it comes in a datagram of its own, so the rest of this one is of no use.
+
+    A flush of 10,000 services is 80,000 messages, and the repair begins after the last.
+    """
+    many = b"".join(named(14, "vipd", f"map-{number}") for number in range(2 * MOST_TOLD))
+    assert read(many + end(1)) == []
+    (told,) = read(many + end(1), end(2))
+    assert told.process == 2
+
+
 @pytest.mark.parametrize(
     "datagram",
     [
