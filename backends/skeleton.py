@@ -51,7 +51,7 @@ class Skeleton:
         ]
         if lines:
             await self._nft.run(["-f", "-"], "".join(f"{line}\n" for line in lines))
-            self._notes.forget(one for made in repairs.values() for one in made.written)
+            self._notes.put_right(one for made in repairs.values() for one in made.written)
         return sum(bool(made.lines) for made in repairs.values())
 
     async def leftovers(self) -> Sequence[str]:

@@ -36,6 +36,8 @@ class ChainNotes:
 
     def __init__(self) -> None:
         self._seen: dict[Place, Identities] = {}
+        self._put_right: set[Place] = set()
+        """Written again because somebody had changed something, and not seen since."""
 
     def note(self, family: Family, table: str) -> None:
         """Note the rules of a table that was just written. Raise DataplaneError."""
@@ -49,10 +51,22 @@ class ChainNotes:
         """Forget chains that were written again by ourselves."""
         for one in chains:
             self._seen.pop(one, None)
+            self._put_right.discard(one)
 
     def forget_all(self) -> None:
         """Forget everything: the tables are built anew."""
         self._seen.clear()
+        self._put_right.clear()
+
+    def put_right(self, chains: Iterable[Place]) -> None:
+        """Forget chains that were written again as `repair` said.
+
+        They are taken as they are when they are seen next, whoever is told to have written: where
+        `nft` is a script, what it starts is not known for ours, and would be repaired for ever.
+        """
+        for one in chains:
+            self._seen.pop(one, None)
+            self._put_right.add(one)
 
     def repair(
         self, family: Family, table: str, wanted: Sequence[Chain], *, is_suspect: bool = False
@@ -61,7 +75,7 @@ class ChainNotes:
 
         Chains that are in good order are noted. Where somebody is known to have changed something
         (`is_suspect`), those that never were noted are written again. Whoever does what is returned
-        has to `forget` the chains that it writes. Raise DataplaneError.
+        says so by `put_right`. Raise DataplaneError.
         """
         word = FAMILY_WORD[family]
         of_table = tables.seen().get((word, table))
@@ -78,9 +92,11 @@ class ChainNotes:
             place = word, table, one.name
             found = rules.get(one.name, ())
             now = _identities(of_table, found)
-            known = self._seen.get(place, None if is_suspect else now)
+            doubted = is_suspect and place not in self._put_right
+            known = self._seen.get(place, None if doubted else now)
             if known == now and _is_right(one, there, found):
                 self._seen[place] = now
+                self._put_right.discard(place)
                 continue
             base = there.get(one.name)
             if one.name in there and (base and base.hook) != (one.hook or None):

