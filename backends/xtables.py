@@ -9,7 +9,6 @@ whole table; *nft* talks to nf_tables, has no lock and writes what it is told. R
 invisible to the other's tools, and both apply.
 """
 
-import asyncio
 import fcntl
 import os
 import re
@@ -20,7 +19,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from vipd.backends.runs import RUNS
+from vipd.backends.tool_run import ended
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult, Unsupported
 from vipd.proxy.names import Family
 
@@ -231,48 +230,10 @@ class Xtables:
 
     async def _run(self, command: Sequence[str], text: str) -> tuple[bytes, str]:
         """Run a tool; return what it printed and said. Raise the error that its failure means."""
-        try:
-            process = await self._start(command, text)
-        except OSError as error:
-            # Even "no such file": a package upgrade puts it back in a moment.
-            raise Busy(f"{command[0]} cannot be started: {error.strerror}") from error
-        name = os.path.basename(command[0])
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                printed, complaint = await process.communicate()
-        except TimeoutError as error:
-            raise UnknownResult(f"{name} did not end within {PATIENCE_SECONDS:.0f} s") from error
-        finally:
-            if process.returncode is None:  # out of patience, or cancelled: it must not write on
-                process.kill()
-                await process.wait()
-            RUNS.ended(process.pid)
-        said = complaint.decode(errors="replace")
-        if process.returncode == 0:
-            return printed, said
-        raise failure(process.returncode or 0, name, said, text)
-
-    async def _start(self, command: Sequence[str], text: str) -> asyncio.subprocess.Process:
-        # A file in memory instead of a pipe: the tool reads it at its own pace, whatever else this
-        # process is computing.
-        script = os.memfd_create("iptables-script")
-        try:
-            with os.fdopen(script, "w", encoding="utf-8", closefd=False) as file:
-                file.write(text)
-            os.lseek(script, 0, os.SEEK_SET)
-            async with RUNS.starting() as started:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=script,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    env={**os.environ, "LC_ALL": "C"},
-                    pass_fds=self._inherited,
-                )
-                started(process.pid)
-            return process
-        finally:
-            os.close(script)
+        run = await ended(command, text, PATIENCE_SECONDS, self._inherited)
+        if run.code == 0:
+            return run.printed, run.said
+        raise failure(run.code, os.path.basename(command[0]), run.said, text)
 
 
 def program(variant: Variant | None, family: Family) -> str:

@@ -42,11 +42,6 @@ class Observed(Struct, frozen=True):
     """Sets that are there with the type they should have."""
 
 
-def is_recorded(things: Mapping[Thing, Value], service: Service) -> bool:
-    """Return whether the record says that a service is ours."""
-    return record(service) in things
-
-
 def record(service: Service) -> Member:
     """Return the element that says that a service is ours."""
     text = member_text(service.address, service.protocol, service.port)

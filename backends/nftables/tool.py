@@ -4,14 +4,13 @@ Lives here: one run of nft, its listing of tables, and the DataplaneError that a
 not: know what a transaction is about (driver.py, backends/skeleton.py).
 """
 
-import asyncio
 import os
 import shutil
 import signal
 from collections.abc import Sequence
 
 from vipd.backends.nftables import tables
-from vipd.backends.runs import RUNS
+from vipd.backends.tool_run import ended
 from vipd.proxy.errors import Busy, DataplaneError, OutOfStep, Rejected, UnknownResult, Unsupported
 
 INSTALL = "install Debian's package nftables (1.0.1 or newer)"
@@ -45,49 +44,10 @@ class Nft:
         """Run nft and return what it printed; raise the DataplaneError that its failure means."""
         if self.path is None:
             raise Unsupported("nft is not there", INSTALL)
-        try:
-            process = await self._start(arguments, text)
-        except OSError as error:
-            # Even "no such file": a package upgrade puts it back in a moment.
-            raise Busy(f"{self.path} cannot be started: {error.strerror}") from error
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                printed, complaint = await process.communicate()
-        except TimeoutError as error:
-            raise UnknownResult(f"nft did not end within {PATIENCE_SECONDS:.0f} s") from error
-        finally:
-            if process.returncode is None:  # out of patience, or cancelled: it must not write on
-                process.kill()
-                await process.wait()
-            RUNS.ended(process.pid)
-        if process.returncode == 0:
-            return printed
-        operation = " ".join(arguments)
-        raise _error(process.returncode or 0, operation, complaint.decode(errors="replace"))
-
-    async def _start(self, arguments: list[str], text: str) -> asyncio.subprocess.Process:
-        # A file in memory instead of a pipe: nft reads it at its own pace, whatever else this
-        # process is computing.
-        script = os.memfd_create("nft-script")
-        try:
-            left = memoryview(text.encode())
-            while left:
-                left = left[os.write(script, left) :]
-            os.lseek(script, 0, os.SEEK_SET)
-            async with RUNS.starting() as started:
-                process = await asyncio.create_subprocess_exec(
-                    self.path or "nft",
-                    *arguments,
-                    stdin=script,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
-                    env={**os.environ, "LC_ALL": "C"},
-                    pass_fds=self._inherited,
-                )
-                started(process.pid)
-            return process
-        finally:
-            os.close(script)
+        run = await ended([self.path, *arguments], text, PATIENCE_SECONDS, self._inherited)
+        if run.code == 0:
+            return run.printed
+        raise _error(run.code, " ".join(arguments), run.said)
 
     async def tables(self) -> set[tuple[str, str]]:
         """Return every table there is: (family word, name). Unsupported where nft is not there."""

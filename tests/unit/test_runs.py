@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from vipd.backends import xtables
+from vipd.backends import tool_run, xtables
 from vipd.backends.nftables import tool
 from vipd.backends.nftables.tool import Nft
 from vipd.backends.runs import KEPT_SECONDS, Runs
@@ -58,7 +58,7 @@ async def test_the_end_of_each_run_is_noted(
 ) -> None:
     clock = Clock()
     runs = Runs(clock)
-    monkeypatch.setattr(module, "RUNS", runs)
+    monkeypatch.setattr(tool_run, "RUNS", runs)
     noted: list[int] = []
     monkeypatch.setattr(runs, "ended", lambda process: noted.append(process))
     if module is tool:
